@@ -1,0 +1,1 @@
+"""Command lines: argv -> configuration -> one call."""

@@ -1,0 +1,1 @@
+"""From a network to proven programs: geometry, graph, operators, capture, cost, planners, lowering, simulation."""

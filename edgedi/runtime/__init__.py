@@ -1,0 +1,1 @@
+"""The part that touches the world: kernels, workers, coordinator, sessions."""
