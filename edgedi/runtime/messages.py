@@ -1,0 +1,464 @@
+"""What a coordinator (C) and its workers (W) say to each other, as values.
+
+Every message is frozen and checks its own meaning when it is born (``ValueError``): a message that exists makes sense.
+Types and sizes of what a stranger sent are checked in ``wire``, before a message is made of it.
+
+Who says what::
+
+    C -> W   Hello  Deploy  Weights  Piece  Abort  Close  Ping  Measure  AskStatistics
+    W -> C   Welcome  Refused  Need  Ready  Piece  Failed  Pong  Measured  Statistics
+    W -> W   Piece
+
+Sequences are tuples, also inside the JSON-able descriptions of ``Deploy``: that is how they arrive on the other side.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+Description: TypeAlias = dict[str, Any]
+
+ITEM_BYTES = {
+    "float32": 4,
+    "float64": 8,
+    "bfloat16": 2,
+    "float16": 2,
+    "uint8": 1,
+    "int64": 8,
+    "int32": 4,
+    "bool": 1,
+}
+"""The closed list of element types, and the bytes of one element (little-endian)."""
+
+LAYOUTS = ("nchw", "nhwc")
+"""Order of a payload's bytes; shapes are always written batch, channels, rows, columns."""
+
+COORDINATOR = -1
+"""Participant number of the coordinator as a source of pieces."""
+
+_DIGEST = re.compile(r"[0-9a-f]{8,128}")
+_PUBLIC_KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(what)
+
+
+def _name(label: str, text: str) -> None:
+    """Names end up in logs and tables, so they hold no control characters."""
+    if not text or not text.isprintable():
+        raise ValueError(f"{label} must be printable and not empty, not {text[:80]!r}")
+
+
+def _digest(label: str, text: str) -> None:
+    """Digests may become file names, so they hold nothing but hexadecimal digits."""
+    if not _DIGEST.fullmatch(text):
+        raise ValueError(f"{label} must be 8 to 128 lowercase hexadecimal digits, not {text[:80]!r}")
+
+
+def _count(label: str, value: int) -> None:
+    if value < 0:
+        raise ValueError(f"{label} must not be negative, not {value}")
+
+
+def _seconds(label: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{label} must be finite and not negative, not {value}")
+
+
+def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Return the bytes of a dense tensor; ``ValueError`` for an unknown ``dtype`` or a negative size."""
+    item_bytes = ITEM_BYTES.get(dtype)
+    if item_bytes is None:
+        raise ValueError(f"dtype must be one of {', '.join(ITEM_BYTES)}, not {dtype[:80]!r}")
+    if shape and min(shape) < 0:
+        raise ValueError(f"sizes of a shape must not be negative, not {tuple(shape)}")
+    return math.prod(shape) * item_bytes
+
+
+def buffer_bytes(payload: Buffer) -> int:
+    """Return the bytes of a raw buffer; ``ValueError`` if they do not lie one after the other."""
+    if type(payload) is bytes:
+        return len(payload)
+    view = memoryview(payload)
+    if not view.c_contiguous:
+        raise ValueError("a payload's bytes must lie one after the other (C-contiguous)")
+    return view.nbytes
+
+
+def _payload(dtype: str, shape: tuple[int, ...], payload: Buffer) -> None:
+    """A payload is exactly its tensor, so that no reader ever looks past its end."""
+    expected, given = tensor_bytes(dtype, shape), buffer_bytes(payload)
+    if expected != given:
+        raise ValueError(f"{dtype} {shape} is {expected} bytes, but the payload has {given}")
+
+
+def _keys(label: str, entry: Description, keys: frozenset[str]) -> None:
+    if entry.keys() != keys:
+        raise ValueError(f"{label} must have exactly the keys {sorted(keys)}, not {sorted(map(str, entry))[:10]}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """C -> W, the first word: which wire and which software speak here. Its form is the same in every wire version."""
+
+    wire_version: int
+    software_version: str
+
+    def __post_init__(self) -> None:
+        _require(self.wire_version >= 1, f"wire_version must be at least 1, not {self.wire_version}")
+        _name("software_version", self.software_version)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    """W -> C, the answer to ``Hello``: who this worker is. Its form is the same in every wire version.
+
+    ``fingerprint`` names device model and engine features: the key under which profiles are kept.
+    ``memory_limit_bytes`` is None where no limit was set.
+    """
+
+    wire_version: int
+    software_version: str
+    name: str
+    device: str
+    threads: int
+    memory_limit_bytes: int | None
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        _require(self.wire_version >= 1, f"wire_version must be at least 1, not {self.wire_version}")
+        for label in ("software_version", "name", "device", "fingerprint"):
+            _name(label, getattr(self, label))
+        _require(self.threads >= 1, f"threads must be at least 1, not {self.threads}")
+        limit = self.memory_limit_bytes
+        _require(limit is None or limit > 0, f"memory_limit_bytes must be positive or None, not {limit}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """W -> C: why this worker will not serve. Its form is the same in every wire version."""
+
+    reason: str
+
+    def __post_init__(self) -> None:
+        _require(bool(self.reason), "reason must not be empty")
+
+
+_WEIGHT_KEYS = frozenset({"digest", "dtype", "shape"})
+_PEER_KEYS = frozenset({"participant", "address", "public_key"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deploy:
+    """C -> W: the program of participant ``participant`` (0 to ``num_participants - 1``) under a new epoch.
+
+    ``program`` is text, one instruction a line, empty for an idle worker. ``layers`` are JSON-able descriptions whose
+    values the operator table judges. Each of ``weights`` is ``{digest, dtype, shape}``, each of ``peers``
+    ``{participant, address, public_key}`` (the key None where links are open).
+    """
+
+    session: str
+    epoch: int
+    participant: int
+    num_participants: int
+    program: str
+    layers: tuple[Description, ...]
+    weights: tuple[Description, ...]
+    peers: tuple[Description, ...]
+    graph_digest: str
+    plan_digest: str
+    operator_table_version: int
+    precision: str
+
+    def __post_init__(self) -> None:
+        _name("session", self.session)
+        _count("epoch", self.epoch)
+        inside = 0 <= self.participant < self.num_participants
+        _require(inside, f"participant {self.participant} is not one of {self.num_participants}")
+        _digest("graph_digest", self.graph_digest)
+        _digest("plan_digest", self.plan_digest)
+        _count("operator_table_version", self.operator_table_version)
+        _name("precision", self.precision)
+        for weight in self.weights:
+            _weight(weight)
+        for peer in self.peers:
+            _peer(peer, self.num_participants)
+        participants = [peer["participant"] for peer in self.peers]
+        _require(len(set(participants)) == len(participants), f"peers name a participant twice: {participants[:32]}")
+
+
+def _weight(weight: Description) -> None:
+    _keys("a weight", weight, _WEIGHT_KEYS)
+    digest, dtype, shape = weight["digest"], weight["dtype"], weight["shape"]
+    _require(type(digest) is str and type(dtype) is str, "a weight's digest and dtype must be text")
+    _require(
+        type(shape) is tuple and {type(size) for size in shape} <= {int}, "a weight's shape must be a tuple of int"
+    )
+    _digest("a weight's digest", digest)
+    tensor_bytes(dtype, shape)
+
+
+def _peer(peer: Description, num_participants: int) -> None:
+    _keys("a peer", peer, _PEER_KEYS)
+    participant, address, public_key = peer["participant"], peer["address"], peer["public_key"]
+    _require(type(participant) is int and type(address) is str, "a peer's participant must be int, its address text")
+    _require(0 <= participant < num_participants, f"peer {participant} is not one of {num_participants} participants")
+    _name("a peer's address", address)
+    if public_key is not None:
+        known = type(public_key) is str and _PUBLIC_KEY.fullmatch(public_key) is not None
+        _require(known, "a peer's public_key must be None or 40 characters of Z85")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """W -> C, the answer to ``Deploy``: the weights that this worker lacks (none is a fine answer)."""
+
+    session: str
+    epoch: int
+    digests: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _name("session", self.session)
+        _count("epoch", self.epoch)
+        for digest in self.digests:
+            _digest("a digest", digest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """C -> W: one tensor of weights, named by its content and so of no session."""
+
+    digest: str
+    dtype: str
+    shape: tuple[int, ...]
+    payload: Buffer = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _digest("digest", self.digest)
+        _payload(self.dtype, self.shape, self.payload)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """W -> C: the program of this epoch is installed; it took ``seconds`` and holds ``weight_bytes``."""
+
+    session: str
+    epoch: int
+    seconds: float
+    weight_bytes: int
+
+    def __post_init__(self) -> None:
+        _name("session", self.session)
+        _count("epoch", self.epoch)
+        _seconds("seconds", self.seconds)
+        _count("weight_bytes", self.weight_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """C -> W, W -> W, W -> C: the interval ``start <= i < stop`` of a tensor: an input, a halo or an output.
+
+    ``source`` is the sending participant, or ``COORDINATOR``. ``deadline_s`` is what the request had left when the
+    piece was sent: clocks differ, spans do not. ``shape`` is the piece's own, batch first, channels second whatever
+    the ``layout`` of the bytes; ``nhwc`` is for four dimensions only.
+    """
+
+    session: str
+    epoch: int
+    request: int
+    tensor: str
+    start: int
+    stop: int
+    source: int
+    deadline_s: float
+    dtype: str
+    shape: tuple[int, ...]
+    layout: str
+    payload: Buffer = field(repr=False)
+
+    def __post_init__(self) -> None:
+        """Written out in full: every halo comes through here."""
+        _name("session", self.session)
+        _name("tensor", self.tensor)
+        if self.epoch < 0 or self.request < 0:
+            raise ValueError(f"epoch and request must not be negative, not {self.epoch} and {self.request}")
+        if self.source < COORDINATOR:
+            raise ValueError(f"source must be a participant or {COORDINATOR}, not {self.source}")
+        if not 0 <= self.start < self.stop:
+            raise ValueError(f"interval must hold 0 <= start < stop, not {self.start}:{self.stop}")
+        if not 0 <= self.deadline_s < math.inf:
+            raise ValueError(f"deadline_s must be finite and not negative, not {self.deadline_s}")
+        if self.layout not in LAYOUTS or (self.layout == "nhwc" and len(self.shape) != 4):
+            raise ValueError(
+                f"layout must be nchw, or nhwc of 4 dimensions, not {self.layout[:9]!r} of {len(self.shape)}"
+            )
+        _payload(self.dtype, self.shape, self.payload)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abort:
+    """C -> W: forget this request; what arrives for it is dropped."""
+
+    session: str
+    epoch: int
+    request: int
+
+    def __post_init__(self) -> None:
+        _name("session", self.session)
+        _count("epoch", self.epoch)
+        _count("request", self.request)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Close:
+    """C -> W: this session is over, all its epochs with it."""
+
+    session: str
+
+    def __post_init__(self) -> None:
+        _name("session", self.session)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ping:
+    """C -> W: are you there? ``token`` comes back in the ``Pong``."""
+
+    token: int
+
+    def __post_init__(self) -> None:
+        _count("token", self.token)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pong:
+    """W -> C: the answer to the ``Ping`` of this token."""
+
+    token: int
+
+    def __post_init__(self) -> None:
+        _count("token", self.token)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """W -> C: a deployment (``request`` None) or a request failed; ``error`` is the kind, ``text`` says the rest."""
+
+    session: str
+    epoch: int
+    request: int | None
+    error: str
+    text: str
+    layer: str | None
+
+    def __post_init__(self) -> None:
+        _name("session", self.session)
+        _count("epoch", self.epoch)
+        if self.request is not None:
+            _count("request", self.request)
+        _name("error", self.error)
+        if self.layer is not None:
+            _name("layer", self.layer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """C -> W: run every layer of this epoch's program ``repeats`` times and say how long each took."""
+
+    session: str
+    epoch: int
+    repeats: int
+
+    def __post_init__(self) -> None:
+        _name("session", self.session)
+        _count("epoch", self.epoch)
+        _require(1 <= self.repeats <= 10_000, f"repeats must be 1 to 10000, not {self.repeats}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """W -> C, the answer to ``Measure``: tuples (layer, axis, length along that axis, seconds)."""
+
+    session: str
+    epoch: int
+    seconds: tuple[tuple[str, str, int, float], ...]
+
+    def __post_init__(self) -> None:
+        _name("session", self.session)
+        _count("epoch", self.epoch)
+        for layer, axis, length, seconds in self.seconds:
+            _name("layer", layer)
+            _name("axis", axis)
+            _count("length", length)
+            _seconds("seconds", seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskStatistics:
+    """C -> W: what have you done for this session?"""
+
+    session: str
+
+    def __post_init__(self) -> None:
+        _name("session", self.session)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """W -> C, the answer to ``AskStatistics``: a snapshot, names with their units (``_s``, ``_bytes``) to values."""
+
+    session: str
+    values: dict[str, int | float | str]
+
+    def __post_init__(self) -> None:
+        _name("session", self.session)
+        for name in self.values:
+            _name("a statistic", name)
+
+
+Message: TypeAlias = (
+    Hello
+    | Welcome
+    | Refused
+    | Deploy
+    | Need
+    | Weights
+    | Ready
+    | Piece
+    | Abort
+    | Close
+    | Ping
+    | Pong
+    | Failed
+    | Measure
+    | Measured
+    | AskStatistics
+    | Statistics
+)
+
+MESSAGES: tuple[type[Message], ...] = (
+    Hello,
+    Welcome,
+    Refused,
+    Deploy,
+    Need,
+    Weights,
+    Ready,
+    Piece,
+    Abort,
+    Close,
+    Ping,
+    Pong,
+    Failed,
+    Measure,
+    Measured,
+    AskStatistics,
+    Statistics,
+)
+"""Every message there is, in the order of a session's life."""
