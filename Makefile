@@ -1,0 +1,34 @@
+# edgedi: `make` prints what there is. Nothing needs to be installed beforehand but Python >= 3.10 and make.
+PYTHON ?= python3
+VENV   ?= .venv
+RUN     = $(VENV)/bin/python -m
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check clean
+
+help: ## print this list
+	@echo 'usage: make TARGET [PYTHON=$(PYTHON)] [VENV=$(VENV)]'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+demo: $(VENV)/.edgedi-demo ## split three networks over two local workers and print the table
+	$(VENV)/bin/edgedi-bench --demo
+
+test: $(VENV)/.edgedi-test ## run the tests, real worker processes included (under 20 minutes on 2 cores)
+	$(RUN) pytest --durations=10
+
+test-all: $(VENV)/.edgedi-test ## run every test, the slow ones too
+	$(RUN) pytest --durations=20 -m ''
+
+check: $(VENV)/.edgedi-test ## check format, lint and types, run the fast tests
+	VENV='$(VENV)' scripts/check
+
+clean: ## remove caches and build outputs; delete $(VENV) by hand to start afresh
+	rm -rf build dist edgedi.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find edgedi tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per set of extras, so that a second run starts at once. An interrupted installation leaves none and goes on.
+$(VENV)/.edgedi-%: setup.cfg pyproject.toml
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv '$(VENV)' || { \
+	  echo 'No virtual environment could be made. On Debian: apt install python3-venv; or name another Python: make PYTHON=...' >&2; exit 1; }
+	$(RUN) pip install --disable-pip-version-check --editable '.[$*]'
+	@touch $@
