@@ -230,17 +230,15 @@ def _group_norm(layer: Layer, shapes: Shapes, out: Region) -> tuple[Need, ...] |
 
 
 def _partial(layer: Layer, shapes: Shapes, out: Region) -> tuple[Need, ...] | None:
-    """Partial reductions follow ownership, not demand (lowering): no rule by output region along a reduced dimension."""
-    return _reduced(layer, shapes, out)
+    """Output: [parts, *input shape with reduced dimensions at 1]. Which part of the input a part sums follows from
+    ownership, not from demand, so lowering says it; along dimensions that are not reduced it is element-wise."""
+    if out.dim == 0 or out.dim - 1 in layer.attributes["dims"]:
+        return None
+    return (Region(out.dim - 1, out.interval),)
 
 
 def _combine(layer: Layer, shapes: Shapes, out: Region) -> tuple[Need, ...]:
-    return (out,)
-
-
-def _reduced(layer: Layer, shapes: Shapes, out: Region) -> tuple[Need, ...] | None:
-    """Partial reductions keep the reduced dimensions at size 1, so dimensions do not move."""
-    return None if out.dim in layer.attributes["dims"] else (out,)
+    return (Region(out.dim + 1, out.interval),)
 
 
 def _pixel_shuffle(layer: Layer, shapes: Shapes, out: Region) -> tuple[Need, ...] | None:
