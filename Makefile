@@ -22,7 +22,7 @@ test-all: $(VENV)/.edgedi-test ## run every test, the slow ones too
 check: $(VENV)/.edgedi-test ## check format, lint and types, run the fast tests
 	VENV='$(VENV)' scripts/check
 
-clean: ## remove caches and build outputs; delete $(VENV) by hand to start afresh
+clean: ## remove caches and build outputs; delete .venv by hand to start afresh
 	rm -rf build dist edgedi.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find edgedi tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 

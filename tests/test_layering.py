@@ -205,6 +205,10 @@ def test_the_package_is_read():
     assert {"edgedi.errors", "edgedi.partition", "edgedi.runtime", "edgedi.cli"} <= set(SOURCES)
 
 
+def test_every_folder_is_a_package_or_the_wheel_would_lack_it():
+    assert {module.rpartition(".")[0] or "edgedi" for module in SOURCES} - PACKAGES == set()
+
+
 def test_every_room_is_in_the_table():
     rooms = {module.split(".")[1] for module in SOURCES if "." in module}
     assert rooms - MAY_IMPORT.keys() == set()
