@@ -53,13 +53,13 @@ def _require(holds: bool, what: str) -> None:
 def _name(label: str, text: str) -> None:
     """Names end up in logs and tables, so they hold no control characters."""
     if not text or not text.isprintable():
-        raise ValueError(f"{label} must be printable and not empty, not {text[:80]!r}")
+        raise ValueError(f"{label} must be printable and not empty, not {text[:24]!r}")
 
 
 def _digest(label: str, text: str) -> None:
     """Digests may become file names, so they hold nothing but hexadecimal digits."""
     if not _DIGEST.fullmatch(text):
-        raise ValueError(f"{label} must be 8 to 128 lowercase hexadecimal digits, not {text[:80]!r}")
+        raise ValueError(f"{label} must be 8 to 128 lowercase hexadecimal digits, not {text[:24]!r}")
 
 
 def _count(label: str, value: int) -> None:
@@ -76,7 +76,7 @@ def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
     """Return the bytes of a dense tensor; ``ValueError`` for an unknown ``dtype`` or a negative size."""
     item_bytes = ITEM_BYTES.get(dtype)
     if item_bytes is None:
-        raise ValueError(f"dtype must be one of {', '.join(ITEM_BYTES)}, not {dtype[:80]!r}")
+        raise ValueError(f"dtype must be one of {', '.join(ITEM_BYTES)}, not {dtype[:24]!r}")
     if shape and min(shape) < 0:
         raise ValueError(f"sizes of a shape must not be negative, not {tuple(shape)}")
     return math.prod(shape) * item_bytes
@@ -101,7 +101,8 @@ def _payload(dtype: str, shape: tuple[int, ...], payload: Buffer) -> None:
 
 def _keys(label: str, entry: Description, keys: frozenset[str]) -> None:
     if entry.keys() != keys:
-        raise ValueError(f"{label} must have exactly the keys {sorted(keys)}, not {sorted(map(str, entry))[:10]}")
+        given = [key[:12] for key in list(entry)[:6]]
+        raise ValueError(f"{label} must have exactly the keys {sorted(keys)}, not {given}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

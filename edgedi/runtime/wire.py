@@ -338,7 +338,6 @@ def _unpack(header: Buffer) -> tuple[Any, ...]:
             use_list=False,
             strict_map_key=True,
             object_pairs_hook=_map_without_doubles,
-            ext_hook=_refuse_extension,
         )
     except _UNPACK_ERRORS as error:
         raise ValueError(f"header is not msgpack: {_shown(str(error) or type(error).__name__)}") from error
@@ -352,7 +351,3 @@ def _map_without_doubles(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     if len(entries) != len(pairs):
         raise ValueError("a map names a key twice")
     return entries
-
-
-def _refuse_extension(code: int, data: bytes) -> object:
-    raise ValueError(f"extension type {code}")
