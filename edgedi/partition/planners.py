@@ -1,0 +1,33 @@
+"""The planners by name: one signature, ``(LayerGraph, ClusterProfile) -> Plan``, and nothing else to know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from edgedi.partition import baselines
+from edgedi.partition.graph import LayerGraph
+from edgedi.partition.plan import Plan
+from edgedi.partition.profile import ClusterProfile
+
+Planner = Callable[[LayerGraph, ClusterProfile], Plan]
+
+_PLANNERS: Mapping[str, Planner] = MappingProxyType(
+    {
+        "oodp": baselines.equal,
+        "equal": baselines.equal,
+        "single": baselines.single,
+    }
+)
+
+
+def planners() -> tuple[str, ...]:
+    """The names that ``plan`` accepts."""
+    return tuple(_PLANNERS)
+
+
+def plan(graph: LayerGraph, cluster: ClusterProfile, planner: str = "oodp") -> Plan:
+    """The plan that the named planner makes for ``graph`` on ``cluster``; ``ValueError`` lists the accepted names."""
+    if planner not in _PLANNERS:
+        raise ValueError(f"there is no planner {planner!r}; accepted are {', '.join(_PLANNERS)}")
+    return _PLANNERS[planner](graph, cluster)

@@ -1,0 +1,164 @@
+"""Small networks as LayerGraphs, built by hand: no torch needed to test what only decides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgedi.partition.graph import Layer, LayerGraph, TensorSpec
+
+
+class Builder:
+    """Adds layers one after another; every method returns the name of the tensor that it made."""
+
+    def __init__(self, *shape: int) -> None:
+        self._inputs = {"x": TensorSpec(shape)}
+        self._shapes: dict[str, tuple[int, ...]] = {"x": shape}
+        self._layers: list[Layer] = []
+        self._weights: dict[str, TensorSpec] = {}
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        return self._shapes[tensor]
+
+    def graph(self, *outputs: str) -> LayerGraph:
+        return LayerGraph(inputs=self._inputs, layers=tuple(self._layers), outputs=outputs, weights=self._weights)
+
+    def add(
+        self, op: str, inputs: tuple[str, ...], shape: tuple[int, ...], *, name: str = "", **attributes: Any
+    ) -> str:
+        name = name or f"{op}{len(self._layers)}"
+        weights = {}
+        for role, spec in attributes.pop("weights", {}).items():
+            weights[role] = f"{name}.{role}"
+            self._weights[weights[role]] = TensorSpec(spec)
+        self._layers.append(
+            Layer(name=name, op=op, inputs=inputs, spec=TensorSpec(shape), attributes=attributes, weights=weights)
+        )
+        self._shapes[name] = shape
+        return name
+
+    def conv(
+        self,
+        x: str,
+        channels: int,
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        pad: int | None = None,
+        pad_after: int | None = None,
+        dilation: int = 1,
+        groups: int = 1,
+        name: str = "",
+    ) -> str:
+        batch, inputs, rows, columns = self._shapes[x]
+        before = (kernel - 1) * dilation // 2 if pad is None else pad
+        after = before if pad_after is None else pad_after
+        out = [_windows(n, kernel, stride, before, after, dilation) for n in (rows, columns)]
+        return self.add(
+            "conv",
+            (x,),
+            (batch, channels, *out),
+            name=name,
+            kernel=(kernel, kernel),
+            stride=(stride, stride),
+            pad_before=(before, before),
+            pad_after=(after, after),
+            dilation=(dilation, dilation),
+            groups=groups,
+            weights={"weight": (channels, inputs // groups, kernel, kernel)},
+        )
+
+    def max_pool(self, x: str, kernel: int = 2, stride: int | None = None, pad: int = 0) -> str:
+        batch, channels, rows, columns = self._shapes[x]
+        step = stride or kernel
+        out = [_windows(n, kernel, step, pad, pad, 1) for n in (rows, columns)]
+        return self.add(
+            "max_pool",
+            (x,),
+            (batch, channels, *out),
+            kernel=(kernel, kernel),
+            stride=(step, step),
+            pad_before=(pad, pad),
+            pad_after=(pad, pad),
+            dilation=(1, 1),
+        )
+
+    def unary(self, x: str, kind: str = "relu") -> str:
+        return self.add("unary", (x,), self._shapes[x], kind=kind)
+
+    def binary(self, x: str, y: str, kind: str = "add") -> str:
+        shape = tuple(max(a, b) for a, b in zip(self._shapes[x], self._shapes[y], strict=True))
+        return self.add("binary", (x, y), shape, kind=kind)
+
+    def cat(self, *tensors: str, dim: int = 1) -> str:
+        shape = list(self._shapes[tensors[0]])
+        shape[dim] = sum(self._shapes[t][dim] for t in tensors)
+        return self.add("cat", tensors, tuple(shape), dim=dim)
+
+    def mean(self, x: str) -> str:
+        """Global average pooling by parts: a partial sum over the map, then their combination."""
+        batch, channels, _, _ = self._shapes[x]
+        parts = self.add("partial", (x,), (1, batch, channels, 1, 1), dims=(2, 3), function="sum")
+        return self.add(
+            "combine",
+            (parts,),
+            (batch, channels, 1, 1),
+            function="sum",
+            scale=1 / (self._shapes[x][2] * self._shapes[x][3]),
+        )
+
+    def flatten(self, x: str) -> str:
+        batch, *rest = self._shapes[x]
+        size = 1
+        for n in rest:
+            size *= n
+        return self.add("reshape", (x,), (batch, size))
+
+    def linear(self, x: str, channels: int) -> str:
+        shape = self._shapes[x]
+        weights = {"weight": (channels, shape[-1])}
+        return self.add("linear", (x,), (*shape[:-1], channels), weights=weights)
+
+    def resize(self, x: str, rows: int, columns: int) -> str:
+        batch, channels, _, _ = self._shapes[x]
+        return self.add("resize", (x,), (batch, channels, rows, columns), mode="bilinear", align_corners=False)
+
+    def opaque(self, x: str) -> str:
+        return self.add("opaque", (x,), self._shapes[x], target="custom")
+
+
+def _windows(length: int, kernel: int, stride: int, before: int, after: int, dilation: int) -> int:
+    return (length + before + after - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def chain(rows: int = 16, channels: int = 4, depth: int = 3) -> LayerGraph:
+    """Convolutions in a row, a pool, a linear head."""
+    b = Builder(1, 3, rows, rows)
+    x = "x"
+    for _ in range(depth):
+        x = b.unary(b.conv(x, channels))
+    return b.graph(b.linear(b.flatten(b.max_pool(x)), 5))
+
+
+def residual(rows: int = 16, channels: int = 8) -> LayerGraph:
+    """A strided stem, a residual block with squeeze-excite, global pooling and a linear head."""
+    b = Builder(1, 3, rows, rows)
+    stem = b.conv("x", channels, stride=2)
+    branch = b.conv(b.unary(b.conv(stem, channels)), channels)
+    gate = b.unary(b.conv(b.unary(b.conv(b.mean(branch), 2, 1)), channels, 1), "sigmoid")
+    joined = b.unary(b.binary(b.binary(branch, gate, "mul"), stem))
+    return b.graph(b.linear(b.flatten(b.mean(joined)), 5))
+
+
+def concat(rows: int = 15, channels: int = 4) -> LayerGraph:
+    """Two branches of unequal depth, put together along the channels; two outputs."""
+    b = Builder(1, 3, rows, rows + 2)
+    stem = b.unary(b.conv("x", channels))
+    joined = b.cat(b.conv(stem, channels, 1), b.conv(b.conv(stem, channels), channels, 5))
+    last = b.conv(joined, channels)
+    return b.graph(last, stem)
+
+
+def with_opaque(rows: int = 12) -> LayerGraph:
+    """Convolutions around an operator that only the coordinator knows."""
+    b = Builder(1, 3, rows, rows)
+    return b.graph(b.conv(b.opaque(b.conv("x", 4)), 4))
