@@ -79,7 +79,7 @@ def apply_socket_options(socket: Socket, *, ipv6: bool = False) -> None:
     """Set SOCKET_OPTIONS, before the socket is bound or connected; ``ipv6`` where its address is one."""
     for option, value in SOCKET_OPTIONS.items():
         socket.setsockopt(option, value)
-    if socket.socket_type == zmq.ROUTER:
+    if socket.type == zmq.ROUTER:
         for option, value in ROUTER_OPTIONS.items():
             socket.setsockopt(option, value)
     # Only where asked for: with it, the name localhost means ::1, where no worker listens by default.
@@ -135,6 +135,7 @@ class Authenticator:
         self._answers: Counter[bool] = Counter()
         self._thread: threading.Thread | None = None
         self._stop: Socket | None = None
+        self._bell_endpoint = f"inproc://edgedi-authenticator-{id(self)}"
 
     def start(self) -> Authenticator:
         """Begin to answer; ``LocalProtocolError`` if something answers in this context already."""
@@ -148,9 +149,9 @@ class Authenticator:
             raise LocalProtocolError("another authenticator runs in this context") from error
         self._stop = self._context.socket(zmq.PAIR)
         bell = self._context.socket(zmq.PAIR)
-        endpoint = f"inproc://edgedi-authenticator-{id(self)}"
-        self._stop.bind(endpoint)
-        bell.connect(endpoint)
+        # Connected from the side that stays, bound by the thread's, which frees both names before it ends.
+        bell.bind(self._bell_endpoint)
+        self._stop.connect(self._bell_endpoint)
         self._thread = threading.Thread(
             target=self._serve, args=(questions, bell), name="edgedi-authenticator", daemon=True
         )
@@ -161,7 +162,8 @@ class Authenticator:
         """End the thread and free its sockets; nobody new comes in after that. Idempotent."""
         if self._thread is None or self._stop is None:
             return
-        self._stop.send(b"")
+        with contextlib.suppress(zmq.ContextTerminated):  # then the thread has ended by itself
+            self._stop.send(b"")
         self._thread.join()
         self._stop.close(0)
         self._thread = self._stop = None
@@ -215,6 +217,9 @@ class Authenticator:
         try:
             while bell not in dict(poller.poll()):
                 questions.send_multipart(self._answer(questions.recv_multipart()))
+            # Closing frees a name some time later, unbinding at once: another authenticator may start after this one.
+            questions.unbind(ZAP_ENDPOINT)
+            bell.unbind(self._bell_endpoint)
         except zmq.ContextTerminated:
             pass  # the process is ending; with nobody to answer, nobody comes in
         finally:
