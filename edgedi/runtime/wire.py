@@ -14,7 +14,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -346,8 +346,9 @@ def _unpack(header: Buffer) -> tuple[Any, ...]:
     return items
 
 
-def _map_without_doubles(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    entries = dict(pairs)
-    if len(entries) != len(pairs):
+def _map_without_doubles(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    known = list(pairs)  # msgpack without its C extension hands over a generator
+    entries = dict(known)
+    if len(entries) != len(known):
         raise ValueError("a map names a key twice")
     return entries
