@@ -321,6 +321,8 @@ def _leading(layer: Layer, channels: Interval) -> Interval:
 
 
 def _conv_weights(layer: Layer, channels: Interval) -> Interval:
+    if layer.attributes["groups"] == 1:
+        return channels
     groups = covering_groups(layer, channels)
     per_group = layer.spec.shape[1] // layer.attributes["groups"]
     return Interval(groups.start * per_group, groups.stop * per_group)
@@ -406,3 +408,19 @@ def weight_interval(layer: Layer, out: Need) -> Interval | None:
 def channel_dim(layer: Layer) -> int:
     """The dimension that a layer's weights run along: the last for linear layers, 1 for maps."""
     return layer.spec.rank - 1 if layer.op == "linear" else 1
+
+
+def padding_at(layer: Layer, shapes: Shapes, out: Need) -> tuple[tuple[int, int], ...]:
+    """For a sliding-window layer: zeros (before, after) each spatial dimension of the regions that ``needs`` returns.
+
+    A negative number is elements to crop: those that the region holds beyond what the window reads.
+    """
+    pads = []
+    for axis in range(len(layer.attributes["kernel"])):
+        dim = axis + 2
+        full = Interval(0, layer.spec.shape[dim])
+        interval = out.interval if out is not WHOLE and out.dim == dim else full
+        read = unclipped(layer, Region(dim, interval))
+        held = clip(read, shapes[0][dim]) if out is not WHOLE and out.dim == dim else Interval(0, shapes[0][dim])
+        pads.append((held.start - read.start, read.stop - held.stop))
+    return tuple(pads)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from edgedi.partition import baselines
+from edgedi.partition.baselines import equal, ocbp, oodp_greedy, proportional, single
 from edgedi.partition.graph import LayerGraph
+from edgedi.partition.oodp import oodp
 from edgedi.partition.plan import Plan
 from edgedi.partition.profile import ClusterProfile
 
@@ -14,9 +15,12 @@ Planner = Callable[[LayerGraph, ClusterProfile], Plan]
 
 _PLANNERS: Mapping[str, Planner] = MappingProxyType(
     {
-        "oodp": baselines.equal,
-        "equal": baselines.equal,
-        "single": baselines.single,
+        "oodp": oodp,
+        "oodp-greedy": oodp_greedy,
+        "ocbp": ocbp,
+        "proportional": proportional,
+        "equal": equal,
+        "single": single,
     }
 )
 

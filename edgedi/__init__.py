@@ -1,0 +1,51 @@
+"""edgedi: one neural network on several edge devices together, with the same answer.
+
+``distribute`` splits a network's feature maps over workers that exchange halos. Names load when first used, so that a
+module without torch can be imported without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgedi.partition.capture import capture
+    from edgedi.partition.graph import LayerGraph
+    from edgedi.partition.lowering import lower
+    from edgedi.partition.plan import Plan
+    from edgedi.partition.planners import plan, planners
+    from edgedi.partition.profile import ClusterProfile
+    from edgedi.partition.simulate import simulate
+    from edgedi.runtime.session import Session, distribute
+
+_HOMES = {
+    "capture": "edgedi.partition.capture",
+    "LayerGraph": "edgedi.partition.graph",
+    "lower": "edgedi.partition.lowering",
+    "Plan": "edgedi.partition.plan",
+    "plan": "edgedi.partition.planners",
+    "planners": "edgedi.partition.planners",
+    "ClusterProfile": "edgedi.partition.profile",
+    "simulate": "edgedi.partition.simulate",
+    "Session": "edgedi.runtime.session",
+    "distribute": "edgedi.runtime.session",
+}
+
+__all__ = [
+    "ClusterProfile", "LayerGraph", "Plan", "Session", "capture", "distribute", "lower", "plan", "planners", "simulate",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("edgedi")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edgedi' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,222 @@
+"""nn.Module -> LayerGraph, through ``torch.export``: one functional graph with shapes and no user code.
+
+``capture_model`` returns a ``Capture``: the graph, its weights as tensors, and how to take inputs apart and put outputs
+together. ATen operators become rows of the operator table through ``aten.HANDLERS``; what is not in the table becomes
+an ``opaque`` layer that only this process can run. Whatever depends on weights alone is computed once, here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from edgedi.errors import GraphError
+from edgedi.partition.capture_aten import HANDLERS, IDENTITIES, Call
+from edgedi.partition.capture_builder import Builder, Symbol, dtype_name
+from edgedi.partition.capture_fuse import fuse
+from edgedi.partition.graph import LayerGraph
+
+Opaque = Callable[[Sequence[Tensor]], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capture:
+    """A captured model: the graph as data, and what only this process holds of it."""
+
+    graph: LayerGraph
+    weights: Mapping[str, Tensor]
+    opaque: Mapping[str, Opaque]
+    input_tree: pytree.TreeSpec
+    output_tree: pytree.TreeSpec
+    output_slots: tuple[str | None, ...]
+    """For each leaf of the output: the tensor's name, or ``None`` for the constant at the same place."""
+    output_constants: tuple[Any, ...]
+
+    def flatten(self, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
+        """The graph's inputs by name. ``ValueError`` or ``TypeError`` where they do not match the captured ones."""
+        leaves, tree = pytree.tree_flatten((inputs, {}))
+        if tree != self.input_tree:
+            raise ValueError(f"inputs are structured {tree}, the model was captured with {self.input_tree}")
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        return {name: tensor for name, tensor in zip(self.graph.inputs, tensors, strict=True)}
+
+    def unflatten(self, outputs: Mapping[str, Tensor]) -> Any:
+        """The model's own output structure from the graph's outputs by name."""
+        leaves = [
+            constant if name is None else outputs[name]
+            for name, constant in zip(self.output_slots, self.output_constants, strict=True)
+        ]
+        return pytree.tree_unflatten(leaves, self.output_tree)
+
+
+def capture(model: nn.Module, example_inputs: Any) -> LayerGraph:
+    """The layer graph of ``model`` for inputs shaped like ``example_inputs`` (a tensor, or a tuple of arguments).
+
+    Raises ``ValueError`` for a model in training mode and ``GraphError`` for one that does not export.
+    """
+    return capture_model(model, example_inputs).graph
+
+
+def as_arguments(example_inputs: Any) -> tuple[Any, ...]:
+    """A single tensor is one argument; a tuple or list is the arguments."""
+    return tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+
+
+def capture_model(model: nn.Module, example_inputs: Any) -> Capture:
+    """``capture`` with the weights and structure that running needs."""
+    check_model(model)
+    program = _export(model, as_arguments(example_inputs))
+    builder = Builder()
+    with torch.no_grad():
+        outputs = _translate(program, builder)
+    slots = tuple(value if isinstance(value, str) else None for value in outputs)
+    layers, weights, slots = fuse(builder.layers, builder.weights, slots)
+    used = {name for layer in layers for name in layer.weights.values()}
+    weights = {name: tensor for name, tensor in weights.items() if name in used}
+    graph = LayerGraph(
+        inputs=builder.inputs,
+        layers=tuple(layers),
+        outputs=tuple(dict.fromkeys(slot for slot in slots if slot is not None)),
+        weights={name: builder.spec_of(tensor) for name, tensor in weights.items()},
+    )
+    return Capture(
+        graph=graph,
+        weights=weights,
+        opaque={layer.name: builder.opaque[layer.name] for layer in layers if layer.op == "opaque"},
+        input_tree=program.call_spec.in_spec,
+        output_tree=program.call_spec.out_spec,
+        output_slots=slots,
+        output_constants=tuple(None if isinstance(value, str) else value for value in outputs),
+    )
+
+
+def check_model(model: nn.Module) -> None:
+    """``TypeError`` for what is not a module, ``ValueError`` for one with any part in training mode."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+    training = [name or "the model" for name, module in model.named_modules() if module.training]
+    if training:
+        shown = ", ".join(training[:5]) + (f" and {len(training) - 5} more" if len(training) > 5 else "")
+        raise ValueError(f"in training mode: {shown}; call model.eval() first")
+
+
+def _export(model: nn.Module, args: tuple[Any, ...]) -> Any:
+    leaves = pytree.tree_leaves(args)
+    if not any(isinstance(leaf, Tensor) for leaf in leaves):
+        raise TypeError("example_inputs hold no tensor; give a tensor or a tuple of arguments")
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, args).run_decompositions({})
+    except Exception as error:  # torch.export raises many kinds; each means the same to a caller
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise GraphError(f"{type(model).__name__} does not export: {' '.join(lines[:12])}") from error
+
+
+def _translate(program: Any, builder: Builder) -> list[Any]:
+    """Walk the exported graph in order; returns for every output leaf a tensor name or a constant."""
+    signature = program.graph_signature
+    _refuse_mutation(signature)
+    constants = _constants(program, signature)
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            if node.name in constants:
+                builder.values[node] = constants[node.name]
+            elif isinstance(node.meta.get("val"), Tensor):
+                builder.add_input(node)
+            else:
+                builder.values[node] = node.meta.get("val")
+        elif node.op == "call_function":
+            _call(node, builder)
+        elif node.op == "output":
+            return [_output(value, builder) for value in pytree.arg_tree_leaves(*node.args)]
+    raise GraphError("the exported graph has no output")
+
+
+def _refuse_mutation(signature: Any) -> None:
+    changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+    if changed:
+        raise GraphError(f"the model changes {', '.join(map(str, changed))} while it runs; only pure models can be distributed")
+
+
+def _constants(program: Any, signature: Any) -> dict[str, Any]:
+    state = {**program.state_dict, **program.constants}
+    sources = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    return {name: state[target].detach() for name, target in sources.items()}
+
+
+def _output(value: Any, builder: Builder) -> Any:
+    resolved = builder.resolve(value)
+    return resolved.name if isinstance(resolved, Symbol) else resolved
+
+
+def _call(node: torch.fx.Node, builder: Builder) -> None:
+    target = str(node.target)
+    if target == "<built-in function getitem>":
+        source = builder.values.get(node.args[0])
+        if isinstance(source, (tuple, list)):
+            builder.values[node] = source[node.args[1]]
+            return
+    if builder.is_constant(node):
+        builder.values[node] = _evaluate(node, builder)
+        return
+    if target in IDENTITIES:
+        builder.values[node] = builder.resolve(node.args[0])
+        return
+    handler = HANDLERS.get(target)
+    made = handler(Call.of(node, builder)) if handler else None
+    if made is None:
+        _add_opaque(node, builder)
+    else:
+        builder.values[node] = made
+
+
+def _evaluate(node: torch.fx.Node, builder: Builder) -> Any:
+    args, kwargs = builder.resolve((node.args, node.kwargs))
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def _add_opaque(node: torch.fx.Node, builder: Builder) -> None:
+    """An operator outside the table, run by the coordinator as it was captured."""
+    value = node.meta.get("val")
+    template = builder.resolve((node.args, node.kwargs))
+    if isinstance(value, Tensor):
+        builder.values[node] = _opaque_output(node, node.name, value, None, template, builder)
+    elif isinstance(value, (tuple, list)):
+        builder.values[node] = [
+            _opaque_output(node, f"{node.name}.{index}", item, index, template, builder) if item is not None else None
+            for index, item in enumerate(value)
+        ]
+    else:
+        kind = type(value).__name__
+        raise GraphError(f"{node.target} returns {kind}, not tensors", layer=node.name, operator=str(node.target))
+
+
+def _opaque_output(
+    node: torch.fx.Node, name: str, value: Tensor, index: int | None, template: Any, builder: Builder
+) -> Symbol:
+    if dtype_name(value.dtype) is None:
+        raise GraphError(f"element type {value.dtype} is not supported", layer=node.name, operator=str(node.target))
+    inputs = list(dict.fromkeys(leaf for leaf in pytree.tree_leaves(template) if isinstance(leaf, Symbol)))
+    target = node.target
+    assert callable(target)
+
+    def run(tensors: Sequence[Tensor]) -> Tensor:
+        known = dict(zip(inputs, tensors, strict=True))
+        args, kwargs = pytree.tree_map(lambda leaf: known[leaf] if isinstance(leaf, Symbol) else leaf, template)
+        result = target(*args, **kwargs)
+        return result if index is None else result[index]
+
+    builder.opaque[name] = run
+    return builder.add(name, "opaque", inputs, value.shape, value.dtype, attributes={"target": str(target)})

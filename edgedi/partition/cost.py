@@ -1,0 +1,414 @@
+"""The cost model: predicted seconds of segments and plans. Every planner is priced here and nowhere else.
+
+Notation: worker ``k``, layer ``l``, link ``(s, t)`` from participant s to t, all times in seconds.
+
+    plan      = sum of its segments, then the outputs' way home (counted with the last segment)
+    segment   = max over workers of compute + exchange
+    compute   = sum over layers of seconds_k(l, the region that demand.backward asks of l)     halo rows counted again
+    exchange  = max of latency(s, k) over the messages that k waits for
+              + sum over messages of message_cpu at both ends
+              + sum over messages of bytes / bytes_per_s(s, k)
+
+Which messages worker k waits for depends on where the segment's inputs lie, and that on the *layout* before it:
+
+    the same axis     k owns the part of each input that is its own share in proportion; the rest is halo: one message
+                      per input and inner border, from the neighbours k - 1 and k + 1, as wide as it is at the middle of
+                      the map and at least one element, since two segments' borders seldom fall on the same one. The
+                      first worker has no halo above, the last none below.
+    another axis      every other worker owns a part in proportion to its speed: a gather of what k needs, less its own
+    whole on worker m one message per input from m; nothing if k is m
+    graph inputs      come from HOME whenever they are read, outputs are gathered at HOME
+
+Tensors without the layout's axis lie with every worker and cost nothing; parts of a reduction go from each worker to each.
+
+The published models (EdgeLD, EdgeDI) have one straight line per device and bytes over bandwidth; measured curves, the
+fixed cost of messages, unequal links and layouts that change between segments are ours.
+
+Where it is approximate: every tensor alive at a boundary is taken to lie in the layout of the segment just before (a
+long skip may lie in an older one), cut in the proportion of the segment that reads it (equal axis) or of the devices'
+speeds (other axis); moving a border by more than an element between two segments of the same axis is therefore free; a
+halo wider than the neighbour's share counts as one message. In return the price of a segment depends on the layout before
+it alone, which makes dynamic programming over segments exact for this *estimate*. A finished plan is priced again by the
+same formulae on the messages and pieces that lowering really emits (``CostModel.settled``), without those
+approximations; planners compare their candidates, and plans report, that price.
+
+Approximate in both: waiting is not overlapped with work; a sender's other messages, and links that share one wire, do
+not slow each other down.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from edgedi.partition.axes import AXES, axis_dims
+from edgedi.partition.geometry import Interval, scale
+from edgedi.partition.graph import LayerGraph
+from edgedi.partition.minimax import ALONE, FIRST, LAST, MIDDLE
+from edgedi.partition.operators import Region
+from edgedi.partition.lowering import lower
+from edgedi.partition.plan import HOME, Cost, Plan, Segment
+from edgedi.partition.program import UNSPLIT, Piece, Program, Recv, Run
+from edgedi.partition.profile import ClusterProfile, DeviceProfile
+from edgedi.partition.reach import Reach, reduces
+
+Layout = str | int
+"""Where tensors lie before a segment: split along an axis (its name), or whole on a participant (its number)."""
+
+_ABOVE, _BELOW = {MIDDLE, LAST}, {FIRST, MIDDLE}
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Getting one tensor from where it lies: latency, processor seconds of its messages, seconds per byte of it."""
+
+    latency_s: float = 0.0
+    messages_s: float = 0.0
+    per_byte_s: float = 0.0
+
+
+class CostModel:
+    """Prices for one graph on one cluster, with the tables that make asking often cheap."""
+
+    def __init__(self, graph: LayerGraph, cluster: ClusterProfile) -> None:
+        self.graph, self.cluster = graph, cluster
+        self.workers = tuple(range(cluster.num_workers))
+        self._dims = {axis: axis_dims(graph, axis) for axis in AXES}
+        self.axes = tuple(axis for axis in AXES if any(layer.name in self._dims[axis] for layer in graph.layers))
+        devices = cluster.devices
+        self._kind = {k: next(m for m in self.workers if _alike(devices[m], devices[k])) for k in self.workers}
+        self._whole_s = {k: self._whole_seconds(devices[k]) for k in dict.fromkeys(self._kind.values())}
+        speeds = [1.0 / max(1e-30, sum(self._whole_s[self._kind[k]])) for k in self.workers]
+        self.speed_shares = tuple(speed / sum(speeds) for speed in speeds)
+        self.fastest = max(self.workers, key=lambda k: speeds[k])
+        home = cluster.home
+        self._whole_s[HOME] = self._whole_seconds(home) if home else self._whole_s[self._kind[self.fastest]]
+        self._kind[HOME] = HOME
+        self._prefix_s = {kind: (0.0, *accumulate(times)) for kind, times in self._whole_s.items()}
+        self._fetches: dict[tuple[str, int, Layout], Fetch] = {}
+        self._tables: dict[tuple[int, int, str], list[float]] = {}
+
+    def dims(self, axis: str) -> Mapping[str, int]:
+        """The dimension of ``axis`` in each tensor that has one."""
+        return self._dims[axis]
+
+    def _whole_seconds(self, device: DeviceProfile) -> tuple[float, ...]:
+        graph = self.graph
+        return tuple(device.seconds(layer, graph.input_shapes(layer)) for layer in graph.layers)
+
+    # --- compute ------------------------------------------------------------------------------------------------------
+
+    def whole_compute(self, worker: int, layers: Interval) -> float:
+        """Seconds for all of ``layers`` on one participant."""
+        prefix = self._prefix_s[self._kind[worker]]
+        return prefix[layers.stop] - prefix[layers.start]
+
+    def table(self, worker: int, position: int, axis: str) -> list[float]:
+        """Seconds that a worker takes for 0, 1, ... elements of a layer along ``axis``, at the end for all of it."""
+        kind = self._kind[worker]
+        key = (kind, position, axis)
+        if key not in self._tables:
+            self._tables[key] = self._make_table(kind, position, axis)
+        return self._tables[key]
+
+    def _make_table(self, kind: int, position: int, axis: str) -> list[float]:
+        layer, dims, device = self.graph.layers[position], self._dims[axis], self.cluster.devices[kind]
+        whole_s = self._whole_s[kind][position]
+        if reduces(layer, dims):
+            length = self.graph.spec(layer.inputs[0]).shape[dims[layer.inputs[0]]]
+            return [whole_s * n / length for n in range(length + 1)] + [whole_s]
+        if layer.name not in dims:
+            return [0.0, whole_s]
+        dim, shapes = dims[layer.name], self.graph.input_shapes(layer)
+        lengths = range(1, layer.spec.shape[dim] + 1)
+        parts = (device.seconds(layer, shapes, Region(dim, Interval(0, n))) for n in lengths)
+        return [0.0, *accumulate(parts, max), whole_s]
+
+    # --- exchange -----------------------------------------------------------------------------------------------------
+
+    def fetch(self, tensor: str, target: int, layout: Layout) -> Fetch:
+        """What it takes ``target`` to get ``tensor``, of which it holds what ``layout`` says."""
+        key = (tensor, target, layout)
+        if key not in self._fetches:
+            sources = self._sources(tensor, target, layout)
+            self._fetches[key] = self._fetch_from({s: part for s, part in sources.items() if s != target}, target)
+        return self._fetches[key]
+
+    def _sources(self, tensor: str, target: int, layout: Layout) -> Mapping[int, float]:
+        """Which share of ``tensor`` each participant sends."""
+        if tensor in self.graph.inputs:
+            return {HOME: 1.0}
+        if isinstance(layout, int):
+            return {layout: 1.0}
+        if tensor in self._dims[layout]:
+            return dict(enumerate(self.speed_shares))
+        if reduces(self.graph.by_name[tensor], self._dims[layout]):
+            return dict.fromkeys(self.workers, 1.0)
+        return {0: 1.0} if target == HOME else {}
+
+    def _fetch_from(self, sources: Mapping[int, float], target: int) -> Fetch:
+        links = {source: self.cluster.link_between(source, target) for source in sources}
+        return Fetch(
+            latency_s=max((link.latency_s for link in links.values()), default=0.0),
+            messages_s=sum(2 * link.message_cpu_s for link in links.values()),
+            per_byte_s=sum(part / links[source].bytes_per_s for source, part in sources.items()),
+        )
+
+    def gather(self, tensors: Iterable[str], target: int, layout: Layout) -> float:
+        """Seconds until ``target`` has all of each tensor."""
+        latency = seconds = 0.0
+        for tensor in tensors:
+            fetch = self.fetch(tensor, target, layout)
+            latency = max(latency, fetch.latency_s)
+            seconds += fetch.messages_s + fetch.per_byte_s * self.graph.spec(tensor).num_bytes
+        return latency + seconds
+
+    def outputs_home(self, layout: Layout) -> float:
+        """Seconds until HOME has the graph's outputs after a last segment of ``layout``."""
+        outputs = dict.fromkeys(self.graph.outputs)
+        return self.gather((t for t in outputs if t not in self.graph.inputs), HOME, layout)
+
+    def outside(self, layers: Interval) -> tuple[str, ...]:
+        """Tensors that a run of layers reads and does not make."""
+        graph = self.graph
+        read = dict.fromkeys(t for layer in graph.layers[layers.start : layers.stop] for t in layer.inputs)
+        return tuple(tensor for tensor in read if graph.position[tensor] < layers.start)
+
+    def whole_cost(self, layers: Interval, worker: int, layout: Layout) -> Cost:
+        """A segment that runs whole on one participant."""
+        exchange = self.gather(self.outside(layers), worker, layout)
+        return Cost(compute_s=self.whole_compute(worker, layers), exchange_s=exchange)
+
+    # --- plans --------------------------------------------------------------------------------------------------------
+
+    def reach(self, stop: int, axis: str, *, lowest: int = 0, patience: int | None = None) -> Reach:
+        """The walks of all segments that end at ``stop``."""
+        return Reach(self.graph, stop, axis, lowest=lowest, dims=self._dims[axis], patience=patience)
+
+    def segment_cost(self, segment: Segment, layout: Layout) -> Cost:
+        """A segment that follows one of ``layout`` (``HOME`` for the first)."""
+        layers = segment.layers
+        if segment.on is not None:
+            return self.whole_cost(layers, segment.on, layout)
+        pricer = SplitPricer(self, self.reach(layers.stop, segment.axis, lowest=layers.start))
+        active = segment.workers
+        costs = []
+        for worker in active:
+            role = ALONE if len(active) == 1 else {active[0]: FIRST, active[-1]: LAST}.get(worker, MIDDLE)
+            costs.append(
+                pricer.cost(
+                    layers.start, layout, worker, segment.shares[worker].start, segment.shares[worker].stop, role
+                )
+            )
+        return max(costs, key=lambda cost: cost.total_s)
+
+    def estimated(self, plan: Plan) -> Plan:
+        """``plan`` with every segment's estimate filled in; the outputs' way home is in the last one's exchange."""
+        layout: Layout = HOME
+        segments: list[Segment] = []
+        for segment in plan.segments:
+            segments.append(replace(segment, cost=self.segment_cost(segment, layout)))
+            layout = segment.axis if segment.on is None else segment.on
+        if segments:
+            last = segments[-1].cost
+            last = replace(last, exchange_s=last.exchange_s + self.outputs_home(layout))
+            segments[-1] = replace(segments[-1], cost=last)
+        return replace(plan, segments=tuple(segments))
+
+    def settled(self, plan: Plan) -> Plan:
+        """``plan`` with the cost of what its programs really compute, wait for and receive in every segment."""
+        tally = _Tally(self, plan)
+        for program in lower(plan, self.graph).programs.values():
+            tally.add(program)
+        segments = (replace(segment, cost=tally.cost(k)) for k, segment in enumerate(plan.segments))
+        return replace(plan, segments=tuple(segments))
+
+    def run_seconds(self, worker: int, run: Run, axis: str) -> float:
+        """Seconds of one RUN instruction in a segment of ``axis``."""
+        position = self.graph.position[run.piece.tensor]
+        if axis == "whole":
+            return self._whole_s[self._kind[worker]][position]
+        table = self.table(worker, position, axis)
+        if run.over is not None:
+            return table[len(run.over.interval)]
+        return table[-1] if run.piece.dim == UNSPLIT else table[len(run.piece.interval)]
+
+    def num_bytes(self, piece: Piece) -> int:
+        """Bytes of a piece; a part of a reduction is as large as the tensor's spec says one part is."""
+        spec = self.graph.spec(piece.tensor)
+        if piece.dim == UNSPLIT:
+            return spec.num_bytes
+        return spec.num_bytes // max(1, spec.shape[piece.dim]) * len(piece.interval)
+
+
+class _Tally:
+    """Adds up, per segment and participant, what programs compute and receive."""
+
+    def __init__(self, model: CostModel, plan: Plan) -> None:
+        self._model, self._plan = model, plan
+        self._of_layer = [k for k, segment in enumerate(plan.segments) for _ in range(len(segment.layers))]
+        self._compute: dict[tuple[int, int], float] = defaultdict(float)
+        self._received: dict[tuple[int, int], list[Recv]] = defaultdict(list)
+
+    def add(self, program: Program) -> None:
+        me, waiting = program.participant, list[Recv]()
+        for instruction in program.instructions:
+            if isinstance(instruction, Recv):
+                waiting.append(instruction)
+            elif isinstance(instruction, Run):
+                segment = self._of_layer[self._model.graph.position[instruction.piece.tensor]]
+                axis = self._plan.segments[segment].axis
+                self._compute[segment, me] += self._model.run_seconds(me, instruction, axis)
+                self._received[segment, me] += waiting
+                waiting = []
+        self._received[len(self._plan.segments), me] = waiting
+
+    def cost(self, segment: int) -> Cost:
+        """The slowest participant's; the outputs' way home is in the last segment's exchange."""
+        participants = [who for index, who in self._compute if index == segment]
+        worst = max((self._of(segment, who) for who in participants), key=lambda cost: cost.total_s, default=Cost())
+        if segment == len(self._plan.segments) - 1:
+            worst = replace(worst, exchange_s=worst.exchange_s + self._of(segment + 1, HOME).exchange_s)
+        return worst
+
+    def _of(self, segment: int, me: int) -> Cost:
+        latency = seconds = 0.0
+        for message in self._received[segment, me]:
+            link = self._model.cluster.link_between(message.source, me)
+            latency = max(latency, link.latency_s)
+            seconds += 2 * link.message_cpu_s + self._model.num_bytes(message.piece) / link.bytes_per_s
+        return Cost(compute_s=self._compute.get((segment, me), 0.0), exchange_s=latency + seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One worker's exchange at a segment's start: a fixed part by role, and seconds per element of some inputs."""
+
+    fixed_s: tuple[float, float, float, float]
+    per_element_s: tuple[tuple[str, float], ...]
+
+
+class SplitPricer:
+    """Prices shares of all segments that end at one layer and are split along one axis."""
+
+    def __init__(self, model: CostModel, reach: Reach) -> None:
+        self.model, self.reach = model, reach
+        self._sums: dict[tuple[int, int, int], list[float]] = {}
+        self._exchanges: dict[tuple[int, Layout, int], Exchange] = {}
+
+    def total(self, first: int, layout: Layout, worker: int, start: int, stop: int, role: int) -> float:
+        """Seconds of one worker: non-decreasing in its share for a given role."""
+        return self.compute(first, worker, start, stop) + self.exchange_s(first, layout, worker, start, stop, role)
+
+    def cost(self, first: int, layout: Layout, worker: int, start: int, stop: int, role: int) -> Cost:
+        """The same, with its parts."""
+        return Cost(
+            compute_s=self.compute(first, worker, start, stop),
+            exchange_s=self.exchange_s(first, layout, worker, start, stop, role),
+        )
+
+    def compute(self, first: int, worker: int, start: int, stop: int) -> float:
+        """Seconds of computing for the share ``[start, stop)`` in a segment that begins at layer ``first``."""
+        model = self.model
+        key = (model._kind[worker], start, stop)
+        sums = self._sums.get(key)
+        if sums is None:
+            top, axis = self.reach.stop - 1, self.reach.axis
+            counts = self.reach.counts(start, stop)
+            sums = list(accumulate(model.table(worker, top - d, axis)[count] for d, count in enumerate(counts)))
+            self._sums[key] = sums
+        return sums[self.reach.stop - 1 - first]
+
+    def exchange_s(self, first: int, layout: Layout, worker: int, start: int, stop: int, role: int) -> float:
+        """Seconds of exchange before a segment that begins at ``first`` and follows one of ``layout``."""
+        key = (first, layout, worker)
+        exchange = self._exchanges.get(key)
+        if exchange is None:
+            exchange = self._exchanges[key] = self._exchange(first, layout, worker)
+        seconds = exchange.fixed_s[role]
+        if exchange.per_element_s:
+            reads = self.reach.reads(first, start, stop)
+            for tensor, per_element in exchange.per_element_s:
+                if tensor in reads:
+                    low, high = reads[tensor]
+                    seconds += per_element * min(high - low, self.reach.whole_of(tensor) - 1)
+        return seconds
+
+    def _exchange(self, first: int, layout: Layout, worker: int) -> Exchange:
+        halos = _Halos(self.model, self.reach, worker)
+        per_element: list[tuple[str, float]] = []
+        for tensor, (low, high) in self._reads_at_middle(first).items():
+            spec, whole = self.model.graph.spec(tensor), self.reach.whole_of(tensor)
+            cut = tensor in self.reach.dims and high - low < whole
+            fetch = self.model.fetch(tensor, worker, layout)
+            if cut and layout == self.reach.axis and tensor not in self.model.graph.inputs:
+                halos.add(tensor, *self._halo_at_middle(first, tensor))
+            elif cut:
+                halos.add_fetch(fetch, 0)
+                if fetch.per_byte_s:
+                    per_element.append((tensor, fetch.per_byte_s * spec.num_bytes / (whole - 1)))
+            else:
+                halos.add_fetch(fetch, spec.num_bytes)
+        return Exchange(halos.fixed(), tuple(per_element))
+
+    def _middle(self) -> int:
+        return self.reach.length // 2
+
+    def _reads_at_middle(self, first: int) -> dict[str, tuple[int, int]]:
+        """Every tensor that any share reads, whole if one of the halves reads it whole."""
+        middle, reach = self._middle(), self.reach
+        reads = reach.reads(first, 0, middle)
+        for tensor, (low, high) in reach.reads(first, middle, reach.length).items():
+            if tensor not in reads or high - low == reach.whole_of(tensor):
+                reads[tensor] = (low, high)
+        return reads
+
+    def _halo_at_middle(self, first: int, tensor: str) -> tuple[int, int]:
+        """Elements above and below the owned part that a share beginning, or ending, near the middle reads."""
+        reach, extent = self.reach, self.reach.whole_of(tensor) - 1
+        above = below = 1
+        for cut in {self._middle(), min(self._middle() + 1, reach.length - 1)}:
+            border = scale(Interval(cut, cut), extent, reach.length).start
+            lower, upper = reach.reads(first, cut, reach.length), reach.reads(first, 0, cut)
+            above = max(above, border - lower[tensor][0]) if tensor in lower else above
+            below = max(below, upper[tensor][1] - border) if tensor in upper else below
+        return above, below
+
+
+class _Halos:
+    """Adds up what one worker waits for, by role."""
+
+    def __init__(self, model: CostModel, reach: Reach, worker: int) -> None:
+        self._model, self._reach = model, reach
+        last = len(model.workers) - 1
+        between = model.cluster.link_between
+        self._above = between(max(worker - 1, 0), worker) if worker else None
+        self._below = between(worker + 1, worker) if worker < last else None
+        self._latency, self._seconds = [0.0] * 4, [0.0] * 4
+
+    def add(self, tensor: str, above: int, below: int) -> None:
+        per_element = self._model.graph.spec(tensor).num_bytes / (self._reach.whole_of(tensor) - 1)
+        for link, count, roles in ((self._above, above, _ABOVE), (self._below, below, _BELOW)):
+            for role in roles if link is not None and count > 0 else ():
+                assert link is not None
+                self._latency[role] = max(self._latency[role], link.latency_s)
+                self._seconds[role] += 2 * link.message_cpu_s + count * per_element / link.bytes_per_s
+
+    def add_fetch(self, fetch: Fetch, num_bytes: int) -> None:
+        for role in range(4):
+            self._latency[role] = max(self._latency[role], fetch.latency_s)
+            self._seconds[role] += fetch.messages_s + fetch.per_byte_s * num_bytes
+
+    def fixed(self) -> tuple[float, float, float, float]:
+        first, middle, last, alone = (a + b for a, b in zip(self._latency, self._seconds, strict=True))
+        return first, middle, last, alone
+
+
+def _alike(one: DeviceProfile, other: DeviceProfile) -> bool:
+    return (one.layers, one.seconds_per_flop, one.seconds_per_layer) == (
+        other.layers,
+        other.seconds_per_flop,
+        other.seconds_per_layer,
+    )

@@ -1,0 +1,194 @@
+"""Optimal one-dimensional partition: segment boundaries, axes and shares that the cost model calls fastest.
+
+EdgeDI publishes the idea (split one dimension of the maps, weighted by measured speed) and a greedy rule for the shares
+(``baselines.oodp_greedy``). The exact version here is ours: ``minimax`` for the shares of one segment, and dynamic
+programming over boundaries,
+
+    best[j, layout] = min over i < j, previous layout of best[i, previous] + cost(segment [i, j), layout | previous)
+
+with ``layout`` an axis or "whole on worker k". "Everything on the best device" is one of its paths, and idle workers are
+allowed in every segment, so no plan is predicted slower than a subset of the devices running it.
+
+Exact for ``cost``, but for three stated limits: a split segment has at most ``max_depth`` layers; shares of channels are
+cut at multiples of up to 16 (a multiple that weights are stored by); and segments that begin with ``PATIENCE`` layers
+that every worker computes whole are not looked at. A split segment has at least two active workers (one alone is
+"whole").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
+
+from edgedi.partition.baselines import merged, single
+from edgedi.partition.cost import CostModel, Layout, SplitPricer
+from edgedi.partition.geometry import Interval, scale
+from edgedi.partition.graph import LayerGraph
+from edgedi.partition.minimax import ALONE, Split, minimax
+from edgedi.partition.plan import HOME, Plan, Segment
+from edgedi.partition.profile import ClusterProfile
+
+MAX_DEPTH = 32
+"""Layers of a split segment at most, unless the caller says otherwise."""
+
+PATIENCE = 6
+"""Leading layers computed whole by everybody after which longer segments are given up."""
+
+CHANNEL_GRAIN = 16
+
+
+def oodp(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = MAX_DEPTH) -> Plan:
+    """The plan with the least predicted time.
+
+    The best plan by the estimate, the same with borders moved onto each other wherever that saves messages, and
+    everything on the best device are priced as lowered (``CostModel.settled``); the fastest of them is returned.
+    """
+    model = CostModel(graph, cluster)
+    segments, _ = search(model, max_depth=max_depth)
+    found = model.settled(_plan(model, merged(segments)))
+    return min(aligned(model, found), single(graph, cluster, model=model), key=lambda plan: plan.predicted_s)
+
+
+def search(model: CostModel, *, max_depth: int = MAX_DEPTH) -> tuple[list[Segment], float]:
+    """The segments that the estimate calls fastest, outputs brought home, and their seconds."""
+    return _Search(model, max_depth).run()
+
+
+def _plan(model: CostModel, segments: Sequence[Segment]) -> Plan:
+    return Plan(
+        num_workers=model.cluster.num_workers,
+        segments=tuple(segments),
+        graph_digest=model.graph.digest,
+        planner="oodp",
+    )
+
+
+def aligned(model: CostModel, plan: Plan) -> Plan:
+    """``plan``, or a faster one in which segments of one axis that follow each other are cut at like places.
+
+    The estimate lets a border move between two segments for the price of one element. Here each run of split segments
+    takes over, from its most expensive segment to both sides, the cuts of its neighbour, if the plan then gets faster.
+    """
+    for run in _runs(plan.segments):
+        anchor = max(run, key=lambda k: plan.segments[k].cost.compute_s)
+        segments = list(plan.segments)
+        for k in range(anchor + 1, run.stop):
+            segments[k] = _cut_like(segments[k], segments[k - 1])
+        for k in range(anchor - 1, run.start - 1, -1):
+            segments[k] = _cut_like(segments[k], segments[k + 1])
+        plan = min(plan, model.settled(replace(plan, segments=tuple(segments))), key=lambda plan: plan.predicted_s)
+    return plan
+
+
+def _runs(segments: Sequence[Segment]) -> list[range]:
+    """Longest runs of segments that are split along the same axis."""
+    groups = [(axis, len(list(group))) for axis, group in groupby(segment.axis for segment in segments)]
+    stops = accumulate(count for _, count in groups)
+    return [range(stop - n, stop) for (axis, n), stop in zip(groups, stops, strict=True) if n > 1 and axis != "whole"]
+
+
+def _cut_like(segment: Segment, other: Segment) -> Segment:
+    return replace(segment, shares=tuple(scale(share, segment.length, other.length) for share in other.shares))
+
+
+def grain(axis: str, length: int) -> int:
+    """Shares are cut at multiples of this: 1, but for channels the greatest power of two up to 16 that leaves 8 parts."""
+    if axis != "channels":
+        return 1
+    size = CHANNEL_GRAIN
+    while size > 1 and (length % size or length // size < 8):
+        size //= 2
+    return size
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """The cheapest way to have computed the layers before a position and end in one layout."""
+
+    seconds: float
+    previous: Layout = HOME
+    segment: Segment | None = None
+
+
+class _Search:
+    def __init__(self, model: CostModel, max_depth: int) -> None:
+        self._model, self._depth = model, max_depth
+        self._graph = model.graph
+        self._best: list[dict[Layout, _Arrival]] = [{HOME: _Arrival(0.0)}]
+
+    def run(self) -> tuple[list[Segment], float]:
+        for stop in range(1, len(self._graph.layers) + 1):
+            self._best.append({})
+            self._arrive_whole(stop)
+            if len(self._model.workers) > 1:
+                for axis in self._model.axes:
+                    self._arrive_split(stop, axis)
+        return self._trace()
+
+    def _trace(self) -> tuple[list[Segment], float]:
+        stop = len(self._graph.layers)
+        ends = {last: arrival.seconds + self._model.outputs_home(last) for last, arrival in self._best[stop].items()}
+        layout = min(ends, key=lambda last: ends[last])
+        seconds = ends[layout]
+        segments: list[Segment] = []
+        while stop:
+            arrival = self._best[stop][layout]
+            assert arrival.segment is not None
+            segments.append(arrival.segment)
+            layout, stop = arrival.previous, arrival.segment.layers.start
+        return segments[::-1], seconds
+
+    def _open(self, stop: int, layout: Layout, before: float) -> float:
+        """Seconds that a segment may take to be the best way to ``layout`` at ``stop`` so far."""
+        known = self._best[stop].get(layout)
+        return math.inf if known is None else known.seconds * (1 - 1e-12) - before
+
+    # --- whole segments ------------------------------------------------------------------------------------------------
+
+    def _arrive_whole(self, stop: int) -> None:
+        """Runs of any depth on one participant: HOME exactly where an operator is opaque."""
+        targets: tuple[int, ...] = self._model.workers
+        for start in range(stop - 1, -1, -1):
+            if self._graph.layers[start].op == "opaque":
+                targets = (HOME,)
+            layers = Interval(start, stop)
+            outside: tuple[str, ...] | None = None
+            for target in targets:
+                compute_s = self._model.whole_compute(target, layers)
+                for layout, arrival in self._best[start].items():
+                    allowed = self._open(stop, target, arrival.seconds) - compute_s
+                    if allowed <= 0:
+                        continue
+                    outside = self._model.outside(layers) if outside is None else outside
+                    exchange_s = self._model.gather(outside, target, layout)
+                    if exchange_s < allowed:
+                        segment = Segment(layers=layers, axis="whole", on=target)
+                        self._best[stop][target] = _Arrival(arrival.seconds + compute_s + exchange_s, layout, segment)
+
+    # --- split segments ------------------------------------------------------------------------------------------------
+
+    def _arrive_split(self, stop: int, axis: str) -> None:
+        reach = self._model.reach(stop, axis, lowest=max(0, stop - self._depth), patience=PATIENCE)
+        if reach.length < 2:
+            return
+        pricer = SplitPricer(self._model, reach)
+        for start in range(reach.highest, reach.lowest - 1, -1):
+            for layout, arrival in sorted(self._best[start].items(), key=lambda item: item[1].seconds):
+                split = _best_split(pricer, start, layout, self._open(stop, axis, arrival.seconds))
+                if split is not None:
+                    segment = Segment(layers=Interval(start, stop), axis=axis, length=reach.length, shares=split.shares)
+                    self._best[stop][axis] = _Arrival(arrival.seconds + split.seconds, layout, segment)
+
+
+def _best_split(pricer: SplitPricer, first: int, layout: Layout, limit: float) -> Split | None:
+    """The best shares for a segment after ``layout``, with two active workers at least; ``None`` if not under ``limit``."""
+    if limit <= 0:
+        return None
+
+    def cost(worker: int, start: int, stop: int, role: int) -> float:
+        return math.inf if role == ALONE else pricer.total(first, layout, worker, start, stop, role)
+
+    reach = pricer.reach
+    return minimax(len(pricer.model.workers), reach.length, cost, grain=grain(reach.axis, reach.length), limit=limit)

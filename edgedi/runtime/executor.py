@@ -1,0 +1,194 @@
+"""Runs programs: instructions become steps over numbered slots once, requests walk the steps.
+
+A ``LoadedProgram`` is immutable and shared by all its requests; a ``ProgramRun`` is one request's values. ``advance``
+runs until a piece is missing or the program ends, and never waits: whoever drives it delivers pieces and calls again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgedi.partition.graph import LayerGraph
+from edgedi.partition.operators import weight_interval
+from edgedi.partition.program import Join, Piece, Program, Recv, Run, Send
+from edgedi.partition.simulate import region_of
+from edgedi.runtime.kernels import fused
+from edgedi.runtime.kernels.prepare import prepare
+
+SendPiece = Callable[[Piece, Tensor, int], None]
+Opaque = Mapping[str, Callable[[Any], Tensor]]
+WeightOf = Callable[[str, Any], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One instruction, resolved: what it is, its function, slots read and written, slots free afterwards."""
+
+    instruction: Recv | Send | Join | Run
+    kernel: Callable[..., Tensor] | None
+    reads: tuple[int, ...]
+    writes: int
+    frees: tuple[int, ...]
+
+
+class LoadedProgram:
+    """A program ready to run: kernels made, weights reordered, every piece a slot."""
+
+    def __init__(
+        self,
+        program: Program,
+        graph: LayerGraph,
+        weight: WeightOf,
+        *,
+        opaque: Opaque | None = None,
+        packer: fused.Packer | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.program, self.graph, self.device = program, graph, device
+        self._slots: dict[Piece, int] = {}
+        self._steps = self._compile(weight, opaque or {}, packer)
+        self.input_slots = {name: self._slots[Piece(name)] for name in graph.inputs if Piece(name) in self._slots}
+        self.slots = dict(self._slots)
+
+    @property
+    def steps(self) -> tuple[_Step, ...]:
+        return self._steps
+
+    @property
+    def num_slots(self) -> int:
+        return len(self._slots)
+
+    def _slot(self, piece: Piece) -> int:
+        return self._slots.setdefault(piece, len(self._slots))
+
+    def _compile(self, weight: WeightOf, opaque: Opaque, packer: fused.Packer | None) -> tuple[_Step, ...]:
+        last_use: dict[int, int] = {}
+        drafts = []
+        for index, instruction in enumerate(self.program.instructions):
+            reads, writes = self._reads(instruction), -1
+            if not isinstance(instruction, Send):
+                writes = self._slot(instruction.piece)
+            last_use.update(dict.fromkeys((*reads, writes), index))
+            drafts.append((instruction, self._kernel(instruction, weight, opaque, packer), reads, writes))
+        keep = {self._slots[p] for p in self._slots if p.tensor in self.graph.outputs}
+        return tuple(
+            _Step(instruction, kernel, reads, writes, tuple(s for s in set(reads) if last_use[s] == index and s not in keep))
+            for index, (instruction, kernel, reads, writes) in enumerate(drafts)
+        )
+
+    def _reads(self, instruction: Any) -> tuple[int, ...]:
+        match instruction:
+            case Run(inputs=inputs):
+                return tuple(self._slot(piece) for piece in inputs)
+            case Join(sources=sources):
+                return tuple(self._slot(piece) for piece in sources)
+            case Send(held=held):
+                return (self._slot(held),)
+        return ()
+
+    def _kernel(
+        self, instruction: Any, weight: WeightOf, opaque: Opaque, packer: fused.Packer | None
+    ) -> Callable[..., Tensor] | None:
+        match instruction:
+            case Run(piece=piece):
+                layer = self.graph.by_name[piece.tensor]
+                if layer.op == "opaque":
+                    function = opaque[layer.name]
+                    return lambda *inputs: function(inputs)
+                cut = weight_interval(layer, region_of(piece))
+                weights = {role: weight(name, cut) for role, name in layer.weights.items()}
+                return prepare(instruction, self.graph, weights, packer)
+            case Join():
+                return _joiner(instruction)
+            case Send(piece=piece, held=held):
+                return _cutter(piece, held)
+        return None
+
+
+def _joiner(join: Join) -> Callable[..., Tensor]:
+    """Concatenation of neighbouring pieces, overlaps dropped. Rows of a channels-last map are joined as plain memory."""
+    cuts, position = [], join.piece.interval.start
+    for source in join.sources:
+        stop = min(source.interval.stop, join.piece.interval.stop)
+        cuts.append((position - source.interval.start, stop - position))
+        position = stop
+    dim = join.piece.dim
+
+    def run(*pieces: Tensor) -> Tensor:
+        parts = [piece.narrow(dim, *cut) for piece, cut in zip(pieces, cuts, strict=True)]
+        if parts[0].dim() == 4:
+            stored = torch.cat([part.permute(0, 2, 3, 1) for part in parts], (0, 3, 1, 2)[dim])
+            return stored.permute(0, 3, 1, 2)
+        return torch.cat(parts, dim)
+
+    return run
+
+
+def _cutter(piece: Piece, held: Piece) -> Callable[..., Tensor] | None:
+    if piece == held:
+        return None
+    if piece.dim < 0:
+        return None
+    start = piece.interval.start - (held.interval.start if held.dim == piece.dim else 0)
+    dim, length = piece.dim, len(piece.interval)
+    return lambda tensor: tensor.narrow(dim, start, length)
+
+
+class ProgramRun:
+    """One request walking a loaded program."""
+
+    __slots__ = ("_inbox", "_loaded", "_position", "_values", "error")
+
+    def __init__(self, loaded: LoadedProgram, inputs: Mapping[str, Tensor] | None = None) -> None:
+        self._loaded = loaded
+        self._values: list[Tensor | None] = [None] * loaded.num_slots
+        self._inbox: dict[tuple[Piece, int], Tensor] = {}
+        self._position = 0
+        for name, slot in loaded.input_slots.items():
+            if inputs is not None:
+                self._values[slot] = inputs[name]
+
+    def deliver(self, piece: Piece, source: int, tensor: Tensor) -> None:
+        """Hand over a received piece; order does not matter."""
+        self._inbox[piece, source] = tensor
+
+    @property
+    def current_layer(self) -> str | None:
+        """The tensor that the next instruction is about, for error messages."""
+        steps = self._loaded.steps
+        return steps[self._position].instruction.piece.tensor if self._position < len(steps) else None
+
+    def advance(self, send: SendPiece) -> bool:
+        """Run until a piece is missing (``False``) or the program has ended (``True``)."""
+        steps, values = self._loaded.steps, self._values
+        while self._position < len(steps):
+            step = steps[self._position]
+            instruction, kernel = step.instruction, step.kernel
+            if isinstance(instruction, Recv):
+                tensor = self._inbox.pop((instruction.piece, instruction.source), None)
+                if tensor is None:
+                    return False
+                values[step.writes] = tensor
+            elif isinstance(instruction, Send):
+                held = values[step.reads[0]]
+                send(instruction.piece, held if kernel is None else kernel(held), instruction.target)
+            else:
+                values[step.writes] = kernel(*[values[slot] for slot in step.reads])
+            for slot in step.frees:
+                values[slot] = None
+            self._position += 1
+        return True
+
+    def output(self, tensor: str) -> Tensor:
+        """A whole output of the finished program."""
+        graph = self._loaded.graph
+        for piece, slot in self._loaded.slots.items():
+            value = self._values[slot]
+            if piece.tensor == tensor and value is not None and tuple(value.shape) == graph.spec(tensor).shape:
+                return value
+        raise KeyError(tensor)

@@ -1,0 +1,132 @@
+"""PyTorch's own fused oneDNN operators, called from Python: convolution with bias, activation and residual add in one.
+
+These are private operators of torch (``torch.ops.mkldnn``): this module alone names them, ``available`` tells whether
+they are there, and everything falls back to eager. What they cannot do (measured on torch 2.15, x86): asymmetric
+padding (see ``windows``), batch 0, float64, activations other than those below.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgedi.runtime.kernels import windows
+from edgedi.runtime.kernels.eager import activation, conv_groups
+from edgedi.runtime.kernels.task import Kernel, Task
+
+_PLAIN = ("none", [], "")
+_ACTIVATIONS: dict[str, Callable[[Sequence[Any]], tuple[str, list[Any], str]]] = {
+    "relu": lambda a: ("relu", [], ""),
+    "sigmoid": lambda a: ("sigmoid", [], ""),
+    "tanh": lambda a: ("tanh", [], ""),
+    "silu": lambda a: ("swish", [], ""),
+    "hardswish": lambda a: ("hardswish", [], ""),
+    "hardsigmoid": lambda a: ("hardsigmoid", [], ""),
+    "hardtanh": lambda a: ("hardtanh", [-1.0 if a[0] is None else a[0], 1.0 if a[1] is None else a[1]], ""),
+    "leaky_relu": lambda a: ("leaky_relu", [0.01 if a[0] is None else a[0]], ""),
+    "gelu": lambda a: ("gelu", [], a[0] or "none"),
+}
+
+
+def available() -> bool:
+    """Whether this torch has the operators and runs them on this processor."""
+    names = ("_convolution_pointwise", "_reorder_convolution_weight")
+    try:
+        return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
+    except RuntimeError:
+        return False
+
+
+class Packer:
+    """Weights reordered for oneDNN, kept once for every use that wants the same memory layout.
+
+    The layout depends on the input's height: one reordered for another height can cost many times as much to run.
+    """
+
+    def __init__(self) -> None:
+        self._packed: dict[tuple[int, bytes], Tensor] = {}
+        self._alive: dict[int, Tensor] = {}
+
+    def pack(self, weight: Tensor, arguments: tuple[Any, ...]) -> Tensor:
+        """``weight`` as oneDNN wants it for a convolution with ``arguments`` (padding, stride, dilation, groups, input size)."""
+        packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *arguments)
+        self._alive[id(weight)] = weight
+        return self._packed.setdefault((id(weight), _layout(packed)), packed)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held by reordered weights (their logical size)."""
+        return sum(p.numel() * p.element_size() for p in self._packed.values())
+
+
+def _layout(packed: Tensor) -> bytes:
+    describe = getattr(torch.ops.mkldnn, "_get_mkldnn_serialized_md", None)
+    if describe is None:  # an older torch: no sharing between heights
+        return hashlib.sha256(str(id(packed)).encode()).digest()
+    return bytes(describe(packed).numpy())
+
+
+def make(task: Task, packer: Packer) -> Kernel | None:
+    """The fused kernel of ``task``, ``None`` where eager serves."""
+    if task.layer.op != "conv" or task.layer.spec.dtype != "float32" or task.layer.spec.rank != 4:
+        return None
+    groups, keep = conv_groups(task)
+    act = task.layer.attribute("activation")
+    if keep is not None or 0 in task.in_shape(0) or (act is not None and act not in _ACTIVATIONS):
+        return None
+    found = windows.borders(task)
+    return _conv(task, packer, found, groups)
+
+
+def _conv(task: Task, packer: Packer, found: tuple[windows.Border, ...], groups: int) -> Kernel:
+    attributes, bias = task.layer.attributes, task.weights.get("bias")
+    stride, dilation = list(attributes["stride"]), list(attributes["dilation"])
+    padding = windows.symmetric(found)
+    size = list(task.in_shape(0))
+    for axis, border in enumerate(found):
+        size[axis + 2] += sum(border.explicit)
+    weight = packer.pack(task.weights["weight"], (padding, stride, dilation, groups, size))
+    name = attributes.get("activation")
+    attr, scalars, algorithm = _PLAIN if name is None else _ACTIVATIONS[name](attributes.get("activation_arguments", ()))
+    if attributes.get("residual"):
+        return _conv_add(task, weight, found, (padding, stride, dilation, groups), name, (attr, scalars, algorithm))
+    operator = torch.ops.mkldnn._convolution_pointwise.default
+
+    def conv(x: Tensor) -> Tensor:
+        y: Tensor = operator(x, weight, bias, padding, stride, dilation, groups, attr, scalars, algorithm)
+        return y
+
+    return windows.wrap(conv, found)
+
+
+def _conv_add(
+    task: Task,
+    weight: Tensor,
+    found: tuple[windows.Border, ...],
+    geometry: tuple[Any, ...],
+    name: str | None,
+    fused_activation: tuple[str, list[Any], str],
+) -> Kernel:
+    """With a residual: the binary form, which needs a result of the residual's own shape and allows ReLU only."""
+    bias = task.weights.get("bias")
+    exact = all(border.produced == border.count for border in found)
+    if exact and name in (None, "relu"):
+        binary = torch.ops.mkldnn._convolution_pointwise.binary
+        unary = None if name is None else "relu"
+
+        def conv_add(x: Tensor, other: Tensor) -> Tensor:
+            other = other.contiguous(memory_format=torch.channels_last)
+            y: Tensor = binary(x, other, weight, bias, *geometry, "add", 1.0, unary, [], "")
+            return y
+
+        return windows.wrap(conv_add, found)
+    plain = torch.ops.mkldnn._convolution_pointwise.default
+    padded = windows.wrap(lambda x: plain(x, weight, bias, *geometry, *_PLAIN), found)
+    act = activation(task)
+    if act is None:
+        return lambda x, other: padded(x).add_(other)
+    return lambda x, other: act(padded(x).add_(other))

@@ -1,0 +1,54 @@
+"""RUN instruction -> function: narrow each input to what is read, then the fused kernel if there is one, else eager."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from edgedi.errors import LocalProtocolError
+from edgedi.partition.graph import LayerGraph
+from edgedi.partition.operators import needs
+from edgedi.partition.program import Run
+from edgedi.partition.simulate import region_of
+from edgedi.runtime.kernels import eager, fused
+from edgedi.runtime.kernels.task import Kernel, Task
+
+__all__ = ["Kernel", "Task", "prepare"]
+
+
+def prepare(run: Run, graph: LayerGraph, weights: Mapping[str, Tensor], packer: fused.Packer | None) -> Kernel:
+    """The function of the held input tensors that makes ``run.piece``.
+
+    ``weights`` maps the layer's roles to tensors already cut for this run; without a ``packer`` all runs on plain torch.
+    """
+    layer = graph.by_name[run.piece.tensor]
+    shapes = graph.input_shapes(layer)
+    out = region_of(run.piece)
+    is_part = layer.op == "partial" and run.over is not None
+    parts = (run.over,) if is_part else needs(layer, shapes, out)
+    if parts is None:
+        raise LocalProtocolError(f"{layer.name} cannot make {run.piece}")
+    task = Task(
+        layer=layer, shapes=shapes, out=None if is_part else out, parts=parts, pieces=run.inputs, weights=weights
+    )
+    kernel = fused.make(task, packer) if packer is not None else None
+    return _with_cuts(kernel or eager.make(task), task)
+
+
+def _with_cuts(kernel: Kernel, task: Task) -> Kernel:
+    """Wrap ``kernel`` so that it sees exactly the parts it reads; inputs of which nothing is read are dropped."""
+    present = [index for index in range(len(task.parts)) if task.present(index)]
+    cuts = [task.cut(index) for index in present]
+    if len(present) == len(task.parts):
+        if not any(cuts):
+            return kernel
+        if len(cuts) == 1:
+            dim, start, length = cuts[0] or (0, 0, 0)
+            return lambda x: kernel(x.narrow(dim, start, length))
+
+    def run(*held: Tensor) -> Tensor:
+        tensors = (held[index] for index in present)
+        return kernel(*(t if c is None else t.narrow(*c) for t, c in zip(tensors, cuts, strict=True)))
+
+    return run

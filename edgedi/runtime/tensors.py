@@ -1,0 +1,39 @@
+"""Tensors as bytes: the order of elements on the wire, and between torch and buffers.
+
+A map of rank 4 travels as [batch, rows, columns, channels] (``nhwc``), everything else as it is indexed (``nchw``). Rows
+of a channels-last map are then one run of memory at batch 1, so a halo is a view and is sent without a copy.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from edgedi.runtime.kernels.eager import TORCH_DTYPES
+
+_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+def to_wire(tensor: Tensor) -> tuple[memoryview, str, tuple[int, ...], str]:
+    """(bytes, element type, shape, layout) of ``tensor``; a view of its own memory where that is one run."""
+    layout = "nhwc" if tensor.dim() == 4 else "nchw"
+    stored = tensor.detach().permute(0, 2, 3, 1) if layout == "nhwc" else tensor.detach()
+    stored = stored.cpu().contiguous()
+    raw = stored.reshape(-1).view(torch.uint8) if stored.numel() else torch.empty(0, dtype=torch.uint8)
+    return memoryview(raw.numpy()), _NAMES[tensor.dtype], tuple(tensor.shape), layout
+
+
+def from_wire(buffer: memoryview | bytes, dtype: str, shape: Sequence[int], layout: str, *, own: bool) -> Tensor:
+    """The tensor of ``shape`` that ``to_wire`` sent; with ``own`` in memory of its own, else a view of ``buffer``."""
+    stored_shape = [shape[0], *shape[2:], shape[1]] if layout == "nhwc" else list(shape)
+    if 0 in shape:
+        flat = torch.empty(0, dtype=TORCH_DTYPES[dtype])
+    else:
+        with warnings.catch_warnings():  # torch warns of read-only buffers; views of them are never written
+            warnings.simplefilter("ignore", UserWarning)
+            flat = torch.frombuffer(buffer, dtype=TORCH_DTYPES[dtype])
+    stored = (flat.clone() if own else flat).reshape(stored_shape)
+    return stored.permute(0, 3, 1, 2) if layout == "nhwc" else stored
