@@ -264,7 +264,8 @@ class Ready:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """C -> W, W -> W, W -> C: the interval ``start <= i < stop`` of a tensor: an input, a halo or an output.
+    """C -> W, W -> W, W -> C: the interval ``start <= i < stop`` of a tensor along dimension ``dim``: an input, a halo or
+    an output. A tensor sent whole has ``dim`` -1 and interval 0:1.
 
     ``source`` is the sending participant, or ``COORDINATOR``. ``deadline_s`` is what the request had left when the
     piece was sent: clocks differ, spans do not. ``shape`` is the piece's own, batch first, channels second whatever
@@ -275,6 +276,7 @@ class Piece:
     epoch: int
     request: int
     tensor: str
+    dim: int
     start: int
     stop: int
     source: int
@@ -290,6 +292,8 @@ class Piece:
         _name("tensor", self.tensor)
         if self.epoch < 0 or self.request < 0:
             raise ValueError(f"epoch and request must not be negative, not {self.epoch} and {self.request}")
+        if self.dim < -1:
+            raise ValueError(f"dim must be a dimension, or -1 for a whole tensor, not {self.dim}")
         if self.source < COORDINATOR:
             raise ValueError(f"source must be a participant or {COORDINATOR}, not {self.source}")
         if not 0 <= self.start < self.stop:
