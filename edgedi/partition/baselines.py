@@ -8,12 +8,12 @@
     oodp-greedy   EdgeDI's rule [published, and read in the authors' code]: the same moves while the gap between the
                   slowest and the fastest shrinks; the last shares before it grew
 
-Where segments end is part of each method. ``equal`` and ``proportional`` exchange before every layer that reads halo rows,
-as MoDNN does layer by layer. ``ocbp`` and ``oodp-greedy`` fuse blocks: up to a layer that changes the height of the map
-(a pool of VGG) or that joins branches (the end of a residual block), where one tensor is alive. That reading of "block" for
-networks which the papers do not treat is ours. The published costs have no latency and no cost per message, and neither
-have the moves here; all plans are priced alike afterwards. The published code moves rows under the leader's scatter and
-gather around every block; here workers keep their rows and exchange halos, for all planners alike.
+Where segments end is part of each method. ``equal`` and ``proportional`` exchange before every layer that reads halo
+rows, as MoDNN does layer by layer. ``ocbp`` and ``oodp-greedy`` fuse blocks: up to a layer that changes the height of
+the map (a pool of VGG) or that joins branches (the end of a residual block), where one tensor is alive. That reading of
+"block" for networks which the papers do not treat is ours. The published costs have no latency and no cost per message,
+and neither have the moves here; all plans are priced alike afterwards. The published code scatters and gathers rows
+around every block through the leader; here workers keep their rows and exchange halos, for all planners alike.
 
 What has no rows runs whole on the best device, opaque operators at HOME. Squeeze-excite's small layers are computed by
 every worker.
@@ -25,14 +25,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import groupby
 
-from edgedi.partition.cost import HOME, CostModel, Layout, SplitPricer
+from edgedi.partition.cost import CostModel, Layout, SplitPricer
 from edgedi.partition.geometry import Interval, even_cuts, weighted_cuts
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.minimax import FIRST, LAST, MIDDLE
 from edgedi.partition.operators import WHOLE, Region, needs
-from edgedi.partition.plan import Plan, Segment
+from edgedi.partition.plan import HOME, Plan, Segment
 from edgedi.partition.profile import ClusterProfile, LinkProfile
 from edgedi.partition.reach import first_splittable, may_split, reduces
+from edgedi.partition.settle import settled
 
 TOLERANCE = 0.05
 """Relative gap between the slowest and the fastest worker at which ``ocbp`` stops."""
@@ -53,27 +54,30 @@ def single(graph: LayerGraph, cluster: ClusterProfile, *, model: CostModel | Non
         first, last = opaque.index(True), len(opaque) - opaque[::-1].index(True)
         middle = [HOME] * (last - first)
         plans += [_whole_plan(prices, [k] * first + middle + [k] * (len(opaque) - last)) for k in prices.workers]
+        plans.append(_whole_plan(prices, [HOME] * len(opaque)))
     return min(plans, key=lambda plan: plan.predicted_s)
 
 
-def equal(graph: LayerGraph, cluster: ClusterProfile) -> Plan:
+def equal(graph: LayerGraph, cluster: ClusterProfile, *, model: CostModel | None = None) -> Plan:
     """Equal rows for every worker, an exchange before every layer that needs a halo."""
-    return _split_plan("equal", CostModel(graph, cluster), _halo_ends, _equal_shares)
+    return _split_plan("equal", model or CostModel(graph, cluster), _halo_ends, _equal_shares)
 
 
-def proportional(graph: LayerGraph, cluster: ClusterProfile) -> Plan:
+def proportional(graph: LayerGraph, cluster: ClusterProfile, *, model: CostModel | None = None) -> Plan:
     """Rows in proportion to each device's speed, an exchange before every layer that needs a halo."""
-    return _split_plan("proportional", CostModel(graph, cluster), _halo_ends, _speed_shares)
+    return _split_plan("proportional", model or CostModel(graph, cluster), _halo_ends, _speed_shares)
 
 
-def ocbp(graph: LayerGraph, cluster: ClusterProfile) -> Plan:
+def ocbp(graph: LayerGraph, cluster: ClusterProfile, *, model: CostModel | None = None) -> Plan:
     """EdgeLD: fused blocks, rows moved until all workers finish within ``TOLERANCE`` of each other."""
-    return _split_plan("ocbp", CostModel(graph, cluster), _block_ends, _Mover(cluster, TOLERANCE).shares)
+    rule = _Mover(cluster, TOLERANCE).shares
+    return _split_plan("ocbp", model or CostModel(graph, cluster), _block_ends, rule)
 
 
-def oodp_greedy(graph: LayerGraph, cluster: ClusterProfile) -> Plan:
+def oodp_greedy(graph: LayerGraph, cluster: ClusterProfile, *, model: CostModel | None = None) -> Plan:
     """EdgeDI as published: fused blocks, rows moved while the gap shrinks."""
-    return _split_plan("oodp-greedy", CostModel(graph, cluster), _block_ends, _Mover(cluster, 0.0).shares)
+    rule = _Mover(cluster, 0.0).shares
+    return _split_plan("oodp-greedy", model or CostModel(graph, cluster), _block_ends, rule)
 
 
 # --- plans from a segmentation and a rule for shares -----------------------------------------------------------------
@@ -107,7 +111,7 @@ def _settled(planner: str, model: CostModel, segments: Iterable[Segment]) -> Pla
         graph_digest=model.graph.digest,
         planner=planner,
     )
-    return model.settled(plan)
+    return settled(model, plan)
 
 
 def _split_plan(planner: str, model: CostModel, ends: Callable[[CostModel], set[int]], rule: ShareRule) -> Plan:
@@ -140,15 +144,20 @@ def _segmentation(model: CostModel, ends: set[int]) -> list[Interval]:
     graph, runs, start = model.graph, list[Interval](), 0
     cuts = sorted(ends | _forced_ends(graph, model.dims(AXIS)) | {len(graph.layers)})
     for stop in cuts:
-        pending: list[Interval] = []
-        while stop > start:
-            opaque = graph.layers[stop - 1].op == "opaque"
-            first = stop - 1 if opaque else first_splittable(graph, Interval(start, stop), model.dims(AXIS))
-            pending.append(Interval(first, stop))
-            stop = first
-        runs += reversed(pending)
-        start = runs[-1].stop if runs else 0
+        runs += reversed(_pieces(graph, Interval(start, stop), model.dims(AXIS)))
+        start = stop
     return runs
+
+
+def _pieces(graph: LayerGraph, layers: Interval, dims: Mapping[str, int]) -> list[Interval]:
+    """``layers`` in the longest runs that may be segments, the last one first."""
+    found, stop = list[Interval](), layers.stop
+    while stop > layers.start:
+        opaque = graph.layers[stop - 1].op == "opaque"
+        first = stop - 1 if opaque else first_splittable(graph, Interval(layers.start, stop), dims)
+        found.append(Interval(first, stop))
+        stop = first
+    return found
 
 
 def _forced_ends(graph: LayerGraph, dims: Mapping[str, int]) -> set[int]:

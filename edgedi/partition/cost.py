@@ -1,4 +1,4 @@
-"""The cost model: predicted seconds of segments and plans. Every planner is priced here and nowhere else.
+"""The cost model: predicted seconds of segments and plans. Every planner is priced by these formulae and no others.
 
 Notation: worker ``k``, layer ``l``, link ``(s, t)`` from participant s to t, all times in seconds.
 
@@ -19,27 +19,27 @@ Which messages worker k waits for depends on where the segment's inputs lie, and
     whole on worker m one message per input from m; nothing if k is m
     graph inputs      come from HOME whenever they are read, outputs are gathered at HOME
 
-Tensors without the layout's axis lie with every worker and cost nothing; parts of a reduction go from each worker to each.
+Tensors without the layout's axis lie with every worker and cost nothing; parts of a reduction go from each worker to
+each.
 
 The published models (EdgeLD, EdgeDI) have one straight line per device and bytes over bandwidth; measured curves, the
 fixed cost of messages, unequal links and layouts that change between segments are ours.
 
-Where it is approximate: every tensor alive at a boundary is taken to lie in the layout of the segment just before (a
-long skip may lie in an older one), cut in the proportion of the segment that reads it (equal axis) or of the devices'
-speeds (other axis); moving a border by more than an element between two segments of the same axis is therefore free; a
-halo wider than the neighbour's share counts as one message. In return the price of a segment depends on the layout before
-it alone, which makes dynamic programming over segments exact for this *estimate*. A finished plan is priced again by the
-same formulae on the messages and pieces that lowering really emits (``CostModel.settled``), without those
-approximations; planners compare their candidates, and plans report, that price.
+Where this is an *estimate*: every tensor alive at a boundary is taken to lie in the layout of the segment just before
+(a long skip may lie in an older one), cut in the proportion of the segment that reads it (equal axis) or of the
+devices' speeds (other axis); moving a border by more than an element between two segments of the same axis is therefore
+free; a halo wider than the neighbour's share counts as one message. In return the price of a segment depends on the
+layout before it alone, which makes dynamic programming over segments exact for the estimate. A finished plan is priced
+again, without these approximations, on the messages and pieces that lowering really emits (``settle.settled``);
+planners compare their candidates by that price, and plans report it.
 
 Approximate in both: waiting is not overlapped with work; a sender's other messages, and links that share one wire, do
-not slow each other down.
+not slow each other down; memory is not priced.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -48,10 +48,9 @@ from edgedi.partition.geometry import Interval, scale
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.minimax import ALONE, FIRST, LAST, MIDDLE
 from edgedi.partition.operators import Region
-from edgedi.partition.lowering import lower
 from edgedi.partition.plan import HOME, Cost, Plan, Segment
-from edgedi.partition.program import UNSPLIT, Piece, Program, Recv, Run
 from edgedi.partition.profile import ClusterProfile, DeviceProfile
+from edgedi.partition.program import UNSPLIT, Piece, Run
 from edgedi.partition.reach import Reach, reduces
 
 Layout = str | int
@@ -217,14 +216,6 @@ class CostModel:
             segments[-1] = replace(segments[-1], cost=last)
         return replace(plan, segments=tuple(segments))
 
-    def settled(self, plan: Plan) -> Plan:
-        """``plan`` with the cost of what its programs really compute, wait for and receive in every segment."""
-        tally = _Tally(self, plan)
-        for program in lower(plan, self.graph).programs.values():
-            tally.add(program)
-        segments = (replace(segment, cost=tally.cost(k)) for k, segment in enumerate(plan.segments))
-        return replace(plan, segments=tuple(segments))
-
     def run_seconds(self, worker: int, run: Run, axis: str) -> float:
         """Seconds of one RUN instruction in a segment of ``axis``."""
         position = self.graph.position[run.piece.tensor]
@@ -243,45 +234,6 @@ class CostModel:
         return spec.num_bytes // max(1, spec.shape[piece.dim]) * len(piece.interval)
 
 
-class _Tally:
-    """Adds up, per segment and participant, what programs compute and receive."""
-
-    def __init__(self, model: CostModel, plan: Plan) -> None:
-        self._model, self._plan = model, plan
-        self._of_layer = [k for k, segment in enumerate(plan.segments) for _ in range(len(segment.layers))]
-        self._compute: dict[tuple[int, int], float] = defaultdict(float)
-        self._received: dict[tuple[int, int], list[Recv]] = defaultdict(list)
-
-    def add(self, program: Program) -> None:
-        me, waiting = program.participant, list[Recv]()
-        for instruction in program.instructions:
-            if isinstance(instruction, Recv):
-                waiting.append(instruction)
-            elif isinstance(instruction, Run):
-                segment = self._of_layer[self._model.graph.position[instruction.piece.tensor]]
-                axis = self._plan.segments[segment].axis
-                self._compute[segment, me] += self._model.run_seconds(me, instruction, axis)
-                self._received[segment, me] += waiting
-                waiting = []
-        self._received[len(self._plan.segments), me] = waiting
-
-    def cost(self, segment: int) -> Cost:
-        """The slowest participant's; the outputs' way home is in the last segment's exchange."""
-        participants = [who for index, who in self._compute if index == segment]
-        worst = max((self._of(segment, who) for who in participants), key=lambda cost: cost.total_s, default=Cost())
-        if segment == len(self._plan.segments) - 1:
-            worst = replace(worst, exchange_s=worst.exchange_s + self._of(segment + 1, HOME).exchange_s)
-        return worst
-
-    def _of(self, segment: int, me: int) -> Cost:
-        latency = seconds = 0.0
-        for message in self._received[segment, me]:
-            link = self._model.cluster.link_between(message.source, me)
-            latency = max(latency, link.latency_s)
-            seconds += 2 * link.message_cpu_s + self._model.num_bytes(message.piece) / link.bytes_per_s
-        return Cost(compute_s=self._compute.get((segment, me), 0.0), exchange_s=latency + seconds)
-
-
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """One worker's exchange at a segment's start: a fixed part by role, and seconds per element of some inputs."""
@@ -291,10 +243,14 @@ class Exchange:
 
 
 class SplitPricer:
-    """Prices shares of all segments that end at one layer and are split along one axis."""
+    """Prices shares of all segments that end at one layer and are split along one axis.
 
-    def __init__(self, model: CostModel, reach: Reach) -> None:
-        self.model, self.reach = model, reach
+    ``moved`` is how many elements at least cross an inner border between two segments of the same axis: 0 where all
+    segments are cut in the same proportions.
+    """
+
+    def __init__(self, model: CostModel, reach: Reach, *, moved: int = 1) -> None:
+        self.model, self.reach, self._moved = model, reach, moved
         self._sums: dict[tuple[int, int, int], list[float]] = {}
         self._exchanges: dict[tuple[int, Layout, int], Exchange] = {}
 
@@ -368,7 +324,7 @@ class SplitPricer:
     def _halo_at_middle(self, first: int, tensor: str) -> tuple[int, int]:
         """Elements above and below the owned part that a share beginning, or ending, near the middle reads."""
         reach, extent = self.reach, self.reach.whole_of(tensor) - 1
-        above = below = 1
+        above = below = self._moved
         for cut in {self._middle(), min(self._middle() + 1, reach.length - 1)}:
             border = scale(Interval(cut, cut), extent, reach.length).start
             lower, upper = reach.reads(first, cut, reach.length), reach.reads(first, 0, cut)

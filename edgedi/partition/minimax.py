@@ -1,9 +1,9 @@
 """The best split of one map over unequal workers: contiguous shares in worker order, the slowest as fast as can be.
 
-Bisection on the time T that every worker may take [ours; the published planners move single rows from the slowest to the
-fastest worker and stop at the first local best]. A worker's cost may depend on its *role*: the first active worker has no
-neighbour above, the last none below, so that the cost of a given worker falls at the border, and a single greedy pass that
-ignored this would be wrong. For each role, though, cost never falls as the share grows, and therefore:
+Bisection on the time T that every worker may take [ours; the published planners move single rows from the slowest to
+the fastest worker and stop at the first local best]. A worker's cost may depend on its *role*: the first active worker
+has no neighbour above, the last none below, so that the cost of a given worker falls at the border, and a greedy pass
+that ignored this would be wrong. For each role, though, cost never falls as the share grows, and therefore:
 
 * whoever is the first active worker takes the most it can finish in T from the start on;
 * from the furthest border reached, a middle worker takes the most that it can, or nothing (idle costs nothing): a
@@ -91,7 +91,7 @@ class _Search:
         return self._cost(worker, self._cuts[start], self._cuts[stop], role)
 
     def _furthest(self, worker: int, start: int, role: int, seconds: float) -> int:
-        """The furthest border short of the end that ``worker`` reaches in time; ``start`` if it cannot take anything."""
+        """The furthest border short of the end that ``worker`` reaches in time; ``start`` if it can take nothing."""
         low, high = start, len(self._cuts) - 2
         while low < high:
             middle = (low + high + 1) // 2

@@ -6,13 +6,17 @@ programming over boundaries,
 
     best[j, layout] = min over i < j, previous layout of best[i, previous] + cost(segment [i, j), layout | previous)
 
-with ``layout`` an axis or "whole on worker k". "Everything on the best device" is one of its paths, and idle workers are
-allowed in every segment, so no plan is predicted slower than a subset of the devices running it.
+with ``layout`` an axis or "whole on worker k". "Everything on the best device" is one of its paths, and workers may be
+idle in any segment, so every subset of the devices is looked at.
 
-Exact for ``cost``, but for three stated limits: a split segment has at most ``max_depth`` layers; shares of channels are
-cut at multiples of up to 16 (a multiple that weights are stored by); and segments that begin with ``PATIENCE`` layers
-that every worker computes whole are not looked at. A split segment has at least two active workers (one alone is
-"whole").
+Exact for the estimate of ``cost`` but for three stated limits: a split segment has at most ``max_depth`` layers;
+shares of channels are cut at multiples of up to 16; and segments that begin with ``PATIENCE`` layers that every worker
+computes whole are not looked at. A split segment has at least two active workers (one alone is "whole"). Of equal plans
+the one with fewer segments is taken: every split segment counts ``TIE`` of one device's time more than it costs.
+
+The estimate lets borders move between segments almost for nothing. Small maps feel that (7 rows on 5 workers), so the
+same programme also runs with every segment cut in the same proportions, and the finished plans, those of the other
+planners among them, are compared by their settled price: no planner here is predicted to be faster than ``oodp``.
 """
 
 from __future__ import annotations
@@ -22,13 +26,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 
-from edgedi.partition.baselines import merged, single
+from edgedi.partition.baselines import equal, merged, ocbp, oodp_greedy, proportional, single
 from edgedi.partition.cost import CostModel, Layout, SplitPricer
-from edgedi.partition.geometry import Interval, scale
+from edgedi.partition.geometry import Interval, scale, weighted_cuts
 from edgedi.partition.graph import LayerGraph
-from edgedi.partition.minimax import ALONE, Split, minimax
+from edgedi.partition.minimax import ALONE, FIRST, LAST, MIDDLE, Split, minimax
 from edgedi.partition.plan import HOME, Plan, Segment
 from edgedi.partition.profile import ClusterProfile
+from edgedi.partition.settle import settled
+
+Weights = tuple[float, ...]
 
 MAX_DEPTH = 32
 """Layers of a split segment at most, unless the caller says otherwise."""
@@ -38,28 +45,51 @@ PATIENCE = 6
 
 CHANNEL_GRAIN = 16
 
+TIE = 1e-9
+"""Share of the best device's time for the whole network that tips the balance between equal plans."""
+
 
 def oodp(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = MAX_DEPTH) -> Plan:
-    """The plan with the least predicted time.
-
-    The best plan by the estimate, the same with borders moved onto each other wherever that saves messages, and
-    everything on the best device are priced as lowered (``CostModel.settled``); the fastest of them is returned.
-    """
+    """The plan with the least predicted time of all candidates that the module's docstring names."""
     model = CostModel(graph, cluster)
     segments, _ = search(model, max_depth=max_depth)
-    found = model.settled(_plan(model, merged(segments)))
-    return min(aligned(model, found), single(graph, cluster, model=model), key=lambda plan: plan.predicted_s)
+    found = [aligned(model, settled(model, _plan(model, segments)))]
+    if cluster.num_workers > 1:
+        for weights in _proportions(model, segments):
+            same, _ = search(model, max_depth=max_depth, weights=weights)
+            found.append(settled(model, _plan(model, same)))
+    found += [planner(graph, cluster, model=model) for planner in (single, equal, proportional, ocbp, oodp_greedy)]
+    return replace(min(found, key=lambda plan: plan.predicted_s), planner="oodp")
 
 
-def search(model: CostModel, *, max_depth: int = MAX_DEPTH) -> tuple[list[Segment], float]:
-    """The segments that the estimate calls fastest, outputs brought home, and their seconds."""
-    return _Search(model, max_depth).run()
+def search(
+    model: CostModel, *, max_depth: int = MAX_DEPTH, weights: Weights | None = None
+) -> tuple[list[Segment], float]:
+    """The segments that the estimate calls fastest, outputs brought home, and their seconds.
+
+    With ``weights`` every split segment is cut in these proportions instead of by ``minimax``.
+    """
+    return _Search(model, max_depth, weights).run()
+
+
+def _proportions(model: CostModel, segments: Sequence[Segment]) -> list[Weights]:
+    """Proportions to try for a whole plan: the devices' speeds, and what ``minimax`` chose on average by work done."""
+    split = [segment for segment in segments if segment.on is None]
+    found = [model.speed_shares]
+    if split:
+        work = [model.whole_compute(model.fastest, segment.layers) for segment in split]
+        means = [
+            sum(seconds * len(segment.shares[k]) / segment.length for seconds, segment in zip(work, split, strict=True))
+            for k in model.workers
+        ]
+        found.append(tuple(mean / sum(means) for mean in means))
+    return found
 
 
 def _plan(model: CostModel, segments: Sequence[Segment]) -> Plan:
     return Plan(
         num_workers=model.cluster.num_workers,
-        segments=tuple(segments),
+        segments=merged(segments),
         graph_digest=model.graph.digest,
         planner="oodp",
     )
@@ -78,7 +108,7 @@ def aligned(model: CostModel, plan: Plan) -> Plan:
             segments[k] = _cut_like(segments[k], segments[k - 1])
         for k in range(anchor - 1, run.start - 1, -1):
             segments[k] = _cut_like(segments[k], segments[k + 1])
-        plan = min(plan, model.settled(replace(plan, segments=tuple(segments))), key=lambda plan: plan.predicted_s)
+        plan = min(plan, settled(model, replace(plan, segments=tuple(segments))), key=lambda plan: plan.predicted_s)
     return plan
 
 
@@ -94,7 +124,7 @@ def _cut_like(segment: Segment, other: Segment) -> Segment:
 
 
 def grain(axis: str, length: int) -> int:
-    """Shares are cut at multiples of this: 1, but for channels the greatest power of two up to 16 that leaves 8 parts."""
+    """Shares are cut at multiples of this: 1, but for channels a power of two up to 16 that leaves 8 parts."""
     if axis != "channels":
         return 1
     size = CHANNEL_GRAIN
@@ -113,9 +143,10 @@ class _Arrival:
 
 
 class _Search:
-    def __init__(self, model: CostModel, max_depth: int) -> None:
-        self._model, self._depth = model, max_depth
+    def __init__(self, model: CostModel, max_depth: int, weights: Weights | None) -> None:
+        self._model, self._depth, self._weights = model, max_depth, weights
         self._graph = model.graph
+        self._tie_s = TIE * model.whole_compute(model.fastest, Interval(0, len(model.graph.layers)))
         self._best: list[dict[Layout, _Arrival]] = [{HOME: _Arrival(0.0)}]
 
     def run(self) -> tuple[list[Segment], float]:
@@ -145,7 +176,7 @@ class _Search:
         known = self._best[stop].get(layout)
         return math.inf if known is None else known.seconds * (1 - 1e-12) - before
 
-    # --- whole segments ------------------------------------------------------------------------------------------------
+    # --- whole segments -----------------------------------------------------------------------------------------------
 
     def _arrive_whole(self, stop: int) -> None:
         """Runs of any depth on one participant: HOME exactly where an operator is opaque."""
@@ -167,28 +198,56 @@ class _Search:
                         segment = Segment(layers=layers, axis="whole", on=target)
                         self._best[stop][target] = _Arrival(arrival.seconds + compute_s + exchange_s, layout, segment)
 
-    # --- split segments ------------------------------------------------------------------------------------------------
+    # --- split segments -----------------------------------------------------------------------------------------------
 
     def _arrive_split(self, stop: int, axis: str) -> None:
         reach = self._model.reach(stop, axis, lowest=max(0, stop - self._depth), patience=PATIENCE)
         if reach.length < 2:
             return
-        pricer = SplitPricer(self._model, reach)
+        pricer = SplitPricer(self._model, reach, moved=1 if self._weights is None else 0)
         for start in range(reach.highest, reach.lowest - 1, -1):
             for layout, arrival in sorted(self._best[start].items(), key=lambda item: item[1].seconds):
-                split = _best_split(pricer, start, layout, self._open(stop, axis, arrival.seconds))
+                split = self._split(pricer, start, layout, self._open(stop, axis, arrival.seconds + self._tie_s))
                 if split is not None:
                     segment = Segment(layers=Interval(start, stop), axis=axis, length=reach.length, shares=split.shares)
-                    self._best[stop][axis] = _Arrival(arrival.seconds + split.seconds, layout, segment)
+                    self._best[stop][axis] = _Arrival(arrival.seconds + split.seconds + self._tie_s, layout, segment)
+
+    def _split(self, pricer: SplitPricer, first: int, layout: Layout, limit: float) -> Split | None:
+        """Shares for a segment after ``layout``; ``None`` if they do not take less than ``limit``."""
+        if limit <= 0:
+            return None
+        if self._weights is None:
+            return _best_split(pricer, first, layout, limit)
+        return _fixed_split(pricer, first, layout, limit, self._weights)
 
 
 def _best_split(pricer: SplitPricer, first: int, layout: Layout, limit: float) -> Split | None:
-    """The best shares for a segment after ``layout``, with two active workers at least; ``None`` if not under ``limit``."""
-    if limit <= 0:
-        return None
+    """The best shares with two active workers at least; ``None`` if not under ``limit``."""
 
     def cost(worker: int, start: int, stop: int, role: int) -> float:
         return math.inf if role == ALONE else pricer.total(first, layout, worker, start, stop, role)
 
-    reach = pricer.reach
-    return minimax(len(pricer.model.workers), reach.length, cost, grain=grain(reach.axis, reach.length), limit=limit)
+    length = pricer.reach.length
+    return minimax(len(pricer.model.workers), length, cost, grain=grain(pricer.reach.axis, length), limit=limit)
+
+
+def _fixed_split(pricer: SplitPricer, first: int, layout: Layout, limit: float, weights: Weights) -> Split | None:
+    """Shares in proportion to ``weights``; ``None`` if not under ``limit`` or if only one worker gets anything."""
+    length = pricer.reach.length
+    size = grain(pricer.reach.axis, length)
+    cuts = weighted_cuts(length // size, weights)
+    shares = tuple(
+        Interval(cut.start * size, length if k == len(cuts) - 1 else cut.stop * size) for k, cut in enumerate(cuts)
+    )
+    active = [worker for worker, share in enumerate(shares) if len(share)]
+    if len(active) < 2:
+        return None
+    roles = {active[0]: FIRST, active[-1]: LAST}
+    seconds = 0.0
+    for worker in active:
+        share = shares[worker]
+        role = roles.get(worker, MIDDLE)
+        seconds = max(seconds, pricer.total(first, layout, worker, share.start, share.stop, role))
+        if seconds >= limit:
+            return None
+    return Split(shares, seconds)

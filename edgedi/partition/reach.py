@@ -1,10 +1,10 @@
 """Reach: for segments that end at one layer, what a share of the output asks of every earlier layer, for all starts.
 
-``demand.backward`` walks one segment for one worker. Planning asks for thousands of segments and cuts, but the walk down
-from a segment's end does not depend on where the segment begins: one walk serves every start. Moreover nearly all
-operators read ``[f(start), g(stop))``: then the two borders of a share are walked apart (from the share to the map's end,
-and from the map's start to the share), so that ``L`` positions need ``2 L`` walks instead of ``L^2 / 2``. Operators for
-which that does not hold (see ``_separable``) are walked share by share. All of it is ours.
+``demand.backward`` walks one segment for one worker. Planning asks for thousands of segments and cuts, but the walk
+down from a segment's end does not depend on where the segment begins: one walk serves every start. Moreover nearly all
+operators read ``[f(start), g(stop))``: then the two borders of a share are walked apart (from the share to the map's
+end, and from the map's start to the share), so that ``L`` positions need ``2 L`` walks instead of ``L^2 / 2``.
+Operators for which that does not hold (see ``_separable``) are walked share by share. All of it is ours.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """One walk down. ``made[d]`` is the range that layer ``stop - 1 - d`` computes; ``read[d]`` gives the range of every
-    tensor that a segment beginning at that layer reads from before it.
+    """One walk down. ``made[d]`` is the range that layer ``stop - 1 - d`` computes; ``read[d]`` gives the range of
+    every tensor that a segment beginning at that layer reads from before it.
 
     Ranges are (start, stop) along the axis; all of a tensor is one more than its length, see ``Reach.whole_of``.
     """
@@ -112,7 +112,7 @@ class Reach:
         return self._walks[key]
 
     def _walk_down(self, share: Interval) -> Walk:
-        graph, dims = self.graph, self.dims
+        graph = self.graph
         demand: dict[str, Need] = {}
         made: list[Range] = []
         read: list[Mapping[str, Range]] = []
@@ -127,7 +127,7 @@ class Reach:
         return Walk(tuple(made), tuple(read))
 
     def _want(self, layer: Layer, share: Interval, demand: dict[str, Need]) -> Region | None:
-        """Add the worker's own part of a tensor that outlives the segment; for parts of a reduction, what they add up."""
+        """Add the worker's own part of a tensor that outlives the segment; of a reduction, return what it adds up."""
         if reduces(layer, self.dims):
             source = layer.inputs[0]
             own = scale(share, self._extent(source), self.length)
@@ -144,7 +144,7 @@ class Reach:
         return None
 
     def _make(self, layer: Layer, need: Need, over: Region | None, demand: dict[str, Need]) -> Range:
-        """Ask for what ``layer`` reads to make ``need``; the range that it really makes (all, where it cannot split)."""
+        """Ask for what ``layer`` reads to make ``need``; the range that it makes (all, where it cannot split)."""
         shapes = self.graph.input_shapes(layer)
         parts = (over,) if over is not None else needs(layer, shapes, need)
         if parts is None:

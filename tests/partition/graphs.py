@@ -47,6 +47,7 @@ class Builder:
         pad_after: int | None = None,
         dilation: int = 1,
         groups: int = 1,
+        plus: str | None = None,
         name: str = "",
     ) -> str:
         batch, inputs, rows, columns = self._shapes[x]
@@ -55,7 +56,7 @@ class Builder:
         out = [_windows(n, kernel, stride, before, after, dilation) for n in (rows, columns)]
         return self.add(
             "conv",
-            (x,),
+            (x,) if plus is None else (x, plus),
             (batch, channels, *out),
             name=name,
             kernel=(kernel, kernel),
@@ -162,3 +163,29 @@ def with_opaque(rows: int = 12) -> LayerGraph:
     """Convolutions around an operator that only the coordinator knows."""
     b = Builder(1, 3, rows, rows)
     return b.graph(b.conv(b.opaque(b.conv("x", 4)), 4))
+
+
+def resnet50(size: int = 224, blocks: tuple[int, ...] = (3, 4, 6, 3)) -> LayerGraph:
+    """ResNet's bottleneck form, activations and residual adds fused into the convolutions."""
+    b = Builder(1, 3, size, size)
+    x = b.max_pool(b.conv("x", 64, 7, stride=2), 3, 2, pad=1)
+    for stage, count in enumerate(blocks):
+        width = 64 * 2 ** min(stage, 3)
+        for block in range(count):
+            stride = 2 if stage and not block else 1
+            skip = b.conv(x, width * 4, 1, stride=stride) if not block else x
+            inner = b.conv(b.conv(x, width, 1), width, 3, stride=stride)
+            x = b.conv(inner, width * 4, 1, plus=skip)
+    return b.graph(b.linear(b.flatten(b.mean(x)), 1000))
+
+
+def vgg16(size: int = 224) -> LayerGraph:
+    """VGG-16 with activations fused into the convolutions."""
+    b = Builder(1, 3, size, size)
+    x = "x"
+    for channels, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(count):
+            x = b.conv(x, channels)
+        x = b.max_pool(x)
+    x = b.linear(b.linear(b.flatten(x), 4096), 4096)
+    return b.graph(b.linear(x, 1000))
