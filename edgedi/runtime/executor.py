@@ -50,6 +50,8 @@ class LoadedProgram:
         device: str = "cpu",
     ) -> None:
         self.program, self.graph, self.device = program, graph, device
+        self.watch: Callable[[Piece, Tensor], None] | None = None
+        """Called with every computed piece, where somebody wants to look into a run."""
         self._slots: dict[Piece, int] = {}
         self._steps = self._compile(weight, opaque or {}, packer)
         self.input_slots = {name: self._slots[Piece(name)] for name in graph.inputs if Piece(name) in self._slots}
@@ -158,6 +160,15 @@ class ProgramRun:
         self._inbox[piece, source] = tensor
 
     @property
+    def can_advance(self) -> bool:
+        """Whether the next instruction does not wait for a piece that is missing."""
+        steps = self._loaded.steps
+        if self._position >= len(steps):
+            return True
+        instruction = steps[self._position].instruction
+        return not isinstance(instruction, Recv) or (instruction.piece, instruction.source) in self._inbox
+
+    @property
     def current_layer(self) -> str | None:
         """The tensor that the next instruction is about, for error messages."""
         steps = self._loaded.steps
@@ -165,7 +176,7 @@ class ProgramRun:
 
     def advance(self, send: SendPiece) -> bool:
         """Run until a piece is missing (``False``) or the program has ended (``True``)."""
-        steps, values = self._loaded.steps, self._values
+        steps, values, watch = self._loaded.steps, self._values, self._loaded.watch
         while self._position < len(steps):
             step = steps[self._position]
             instruction, kernel = step.instruction, step.kernel
@@ -178,7 +189,9 @@ class ProgramRun:
                 held = values[step.reads[0]]
                 send(instruction.piece, held if kernel is None else kernel(held), instruction.target)
             else:
-                values[step.writes] = kernel(*[values[slot] for slot in step.reads])
+                made = values[step.writes] = kernel(*[values[slot] for slot in step.reads])
+                if watch is not None and isinstance(instruction, Run):
+                    watch(instruction.piece, made)
             for slot in step.frees:
                 values[slot] = None
             self._position += 1

@@ -17,7 +17,9 @@ from edgedi.partition.geometry import Interval
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.lowering import lower
 from edgedi.partition.plan import HOME, Plan, Segment
+from edgedi.partition.operators import Need
 from edgedi.partition.program import Piece, ProgramSet
+from edgedi.partition.simulate import region_of
 from edgedi.runtime.executor import LoadedProgram, ProgramRun
 from edgedi.runtime.kernels import fused
 
@@ -66,6 +68,18 @@ class InProcess:
                     raise PlanError("deadlock: every participant waits")
                 waiting = still
             return {name: runs[HOME].output(name) for name in self._capture.graph.outputs}
+
+    def layer_maps(self, inputs: Mapping[str, Tensor]) -> dict[str, list[tuple[Need, Tensor]]]:
+        """Every region of every layer's output that any participant computes, by layer."""
+        maps: dict[str, list[tuple[Need, Tensor]]] = {}
+        for loaded in self.loaded.values():
+            loaded.watch = lambda piece, tensor: maps.setdefault(piece.tensor, []).append((region_of(piece), tensor))
+        try:
+            self.run(inputs)
+        finally:
+            for loaded in self.loaded.values():
+                loaded.watch = None
+        return maps
 
     def __call__(self, *args: Any) -> Any:
         """The model's answer in its own structure."""

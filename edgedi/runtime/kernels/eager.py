@@ -33,7 +33,7 @@ _UNARY: dict[str, Callable[..., Tensor]] = {
     "rsqrt": torch.rsqrt, "abs": torch.abs, "neg": torch.neg, "erf": torch.erf, "sin": torch.sin, "cos": torch.cos,
     "square": torch.square, "reciprocal": torch.reciprocal, "pow": torch.pow, "clamp": torch.clamp,
     "gelu": lambda x, approximate="none": F.gelu(x, approximate=approximate),
-    "elu": torch.ops.aten.elu.default,
+    "elu": torch.ops.aten.elu.default, "log_sigmoid": F.logsigmoid, "threshold": F.threshold,
 }  # fmt: skip
 
 _BINARY = {
@@ -109,7 +109,7 @@ def _affine(task: Task) -> Kernel:
 
 def _prelu(task: Task) -> Kernel:
     weight = task.weights["weight"]
-    return lambda x: torch.prelu(x, weight.reshape(-1))
+    return lambda x: torch.prelu(x, weight)
 
 
 def _cast(task: Task) -> Kernel:
@@ -163,7 +163,7 @@ def _conv_transpose(task: Task) -> Kernel:
     pads = [pad for crop in reversed(crops) for pad in crop]
 
     def run(x: Tensor) -> Tensor:
-        y = F.pad(function(x, weight, None, stride, 0, 0, groups, dilation), pads)
+        y = windows.pad_or_crop(function(x, weight, None, stride, 0, 0, groups, dilation), pads)
         return y if shift is None else y + shift
 
     return then_activate(run, task)
@@ -366,7 +366,7 @@ def _pad_along(task: Task, before: int) -> Kernel:
     if attributes["mode"] == "constant":
         pads = [0] * (2 * (rank - dim))
         pads[-2], pads[-1] = part.interval.start - wanted.start, wanted.stop - part.interval.stop
-        return lambda x: F.pad(x, pads, value=attributes.get("value", 0.0))
+        return lambda x: windows.pad_or_crop(x, pads, attributes.get("value", 0.0))
     sources = [pad_source(i, length, attributes["mode"]) - part.interval.start for i in range(wanted.start, wanted.stop)]
     index = torch.tensor(sources)
     return lambda x: x.index_select(dim, index)

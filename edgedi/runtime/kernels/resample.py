@@ -7,7 +7,8 @@ a few weighted rows. So every mode, rounding and border is torch's, whatever the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,9 +58,14 @@ def _native(task: Task, size: tuple[int, ...], fixed: int | None = None) -> Call
     if scales is not None and fixed is not None:
         scales = tuple(1.0 if axis == fixed else scale for axis, scale in enumerate(scales))
     operator = _resize_operator(attributes["mode"], attributes["antialias"])
-    corners = () if attributes["mode"] == "nearest" else (attributes["align_corners"],)
-    heights = (None, None) if scales is None else tuple(scales)
-    return lambda x: operator(x, size, *corners, *heights)
+    corners = _corners(attributes)
+    factors = (None, None) if scales is None else tuple(scales)
+    return lambda x: operator(x, size, *corners, *factors)
+
+
+def _corners(attributes: Mapping[str, Any]) -> tuple[bool, ...]:
+    """The argument that the nearest modes do not have."""
+    return () if attributes["mode"].startswith("nearest") else (attributes["align_corners"],)
 
 
 def _resize_operator(mode: str, antialias: bool) -> Callable[..., Tensor]:
@@ -67,6 +73,7 @@ def _resize_operator(mode: str, antialias: bool) -> Callable[..., Tensor]:
         return {"bilinear": torch.ops.aten._upsample_bilinear2d_aa.default, "bicubic": torch.ops.aten._upsample_bicubic2d_aa.default}[mode]
     return {
         "nearest": torch.ops.aten.upsample_nearest2d.default,
+        "nearest-exact": torch.ops.aten._upsample_nearest_exact2d.default,
         "bilinear": torch.ops.aten.upsample_bilinear2d.default,
         "bicubic": torch.ops.aten.upsample_bicubic2d.default,
     }[mode]
@@ -91,7 +98,7 @@ def _native_probe(task: Task, target: tuple[int, ...], axis: int) -> Callable[[T
     scales = task.layer.attribute("scales")
     if task.layer.op == "resize" and scales is not None:
         operator = _resize_operator(task.layer.attributes["mode"], task.layer.attributes["antialias"])
-        corners = () if task.layer.attributes["mode"] == "nearest" else (task.layer.attributes["align_corners"],)
+        corners = _corners(task.layer.attributes)
         only = tuple(scale if a == axis else 1.0 for a, scale in enumerate(scales))
         return lambda x: operator(x, target, *corners, *only)
     return _native(task, target)

@@ -7,6 +7,7 @@ the rows, since copying a large map costs about as much as computing one row in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -71,13 +72,24 @@ def wrap(kernel: Kernel, found: tuple[Border, ...], value: float = 0.0) -> Kerne
 
     def run(x: Tensor, *others: Tensor) -> Tensor:
         if any(pads):
-            x = F.pad(x, pads, value=value)
+            x = pad_or_crop(x, pads, value)
         y = kernel(x, *others)
         for keep in keeps:
             y = y.narrow(*keep)
         return y
 
     return run
+
+
+def pad_or_crop(x: Tensor, pads: Sequence[int], value: float = 0.0) -> Tensor:
+    """``F.pad``, except that all padding is added before anything is cropped: a crop may reach into the padding."""
+    if any(pad < 0 for pad in pads):
+        x = F.pad(x, [max(pad, 0) for pad in pads], value=value) if any(pad > 0 for pad in pads) else x
+        for index in range(0, len(pads), 2):
+            dim, first, last = x.dim() - 1 - index // 2, max(-pads[index], 0), max(-pads[index + 1], 0)
+            x = x.narrow(dim, first, x.shape[dim] - first - last) if first or last else x
+        return x
+    return F.pad(x, pads, value=value)
 
 
 def symmetric(found: tuple[Border, ...]) -> list[int]:

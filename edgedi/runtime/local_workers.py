@@ -1,0 +1,96 @@
+"""Workers on this machine, as child processes: started in parallel, pinned to cores of their own, ended with us."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from edgedi.errors import WorkerLost
+
+START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 5.0
+
+
+class LocalWorkers:
+    """``count`` worker processes on loopback. ``addresses`` waits until all listen."""
+
+    def __init__(self, count: int, *, threads: int | None = None, cores: Sequence[Sequence[int]] | None = None) -> None:
+        if count < 1:
+            raise ValueError(f"workers={count}: give at least 1")
+        cores = share_cores(count) if cores is None else cores
+        self._processes = [
+            _start(index, len(own) if threads is None and own else threads or 1, own) for index, own in enumerate(cores)
+        ]
+        self._addresses: list[str] | None = None
+
+    @property
+    def addresses(self) -> list[str]:
+        """``host:port`` of every worker. ``WorkerLost`` with the worker's own words if one does not start."""
+        if self._addresses is None:
+            deadline_s = time.monotonic() + START_TIMEOUT_S
+            self._addresses = [_ready_address(process, index, deadline_s) for index, process in enumerate(self._processes)]
+        return self._addresses
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Process numbers, in the order of ``addresses``."""
+        return [process.pid for process in self._processes]
+
+    def stop(self) -> None:
+        """Ask all to end, then insist. Idempotent."""
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            for stream in (process.stdout, process.stderr, process.stdin):
+                if stream is not None:
+                    stream.close()
+
+
+def share_cores(count: int) -> list[list[int]]:
+    """The cores that this process may use, dealt out to ``count`` workers; nobody is pinned where they do not suffice."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [[] for _ in range(count)]
+    available = sorted(os.sched_getaffinity(0))
+    per_worker = len(available) // count
+    if per_worker == 0:
+        return [[] for _ in range(count)]
+    return [available[index * per_worker : (index + 1) * per_worker] for index in range(count)]
+
+
+def _start(index: int, threads: int, cores: Sequence[int]) -> subprocess.Popen[str]:
+    command = [
+        sys.executable, "-m", "edgedi.cli.worker", "--port", "0", "--name", f"local-{index}", "--threads", str(threads),
+        "--end-with-parent", "--log-level", "warning",
+    ]  # fmt: skip
+    if cores:
+        command += ["--cores", ",".join(map(str, cores))]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def _ready_address(process: subprocess.Popen[str], index: int, deadline_s: float) -> str:
+    """The address in the line ``ready host:port`` that a worker prints once it listens."""
+    assert process.stdout is not None and process.stderr is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        if not selector.select(max(0.0, deadline_s - time.monotonic())):
+            raise WorkerLost(f"local worker {index} did not start within {START_TIMEOUT_S:.0f} s", worker=f"local-{index}")
+    line = process.stdout.readline()
+    if not line.startswith("ready "):
+        process.wait()
+        words = process.stderr.read().strip().splitlines()
+        raise WorkerLost(f"local worker {index} did not start: {' '.join(words[-3:])}", worker=f"local-{index}")
+    return line.split()[1]

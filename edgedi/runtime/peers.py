@@ -1,0 +1,49 @@
+"""Links to the other workers of a session: one DEALER per peer, for halos, owned by the thread that computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import zmq
+
+from edgedi.errors import SecurityError
+from edgedi.runtime.keys import KeyPair, parse_worker_address
+from edgedi.runtime.messages import Piece
+from edgedi.runtime.security import apply_curve_client, apply_socket_options
+from edgedi.runtime.wire import encode
+
+COPY_BYTES = 65_536
+"""Payloads below this are copied when they are sent: cheaper than keeping track of them."""
+_SEND_TIMEOUT_MS = 5_000
+
+
+class PeerLinks:
+    """Connections are made at once; the first halo waits for them, at most five seconds."""
+
+    def __init__(self, context: zmq.Context[Any], peers: Sequence[dict[str, Any]], keypair: KeyPair | None) -> None:
+        self._sockets: dict[int, zmq.Socket[bytes]] = {}
+        for peer in peers:
+            address = parse_worker_address(peer["address"])
+            socket = context.socket(zmq.DEALER)
+            apply_socket_options(socket, ipv6=":" in address.host)
+            socket.setsockopt(zmq.SNDTIMEO, _SEND_TIMEOUT_MS)
+            if peer["public_key"] is not None:
+                if keypair is None:
+                    raise SecurityError("the session's links need keys, and this worker has none: start it with --key")
+                apply_curve_client(socket, keypair, peer["public_key"])
+            socket.connect(address.endpoint)
+            self._sockets[peer["participant"]] = socket
+
+    def send(self, target: int, piece: Piece) -> None:
+        """Send without waiting for the peer to read. ``zmq.ZMQError`` where no link stands in time."""
+        header, payload = encode(piece)
+        socket = self._sockets[target]
+        socket.send(header, zmq.SNDMORE)
+        socket.send(payload, copy=len(payload) < COPY_BYTES)
+
+    def close(self) -> None:
+        """Drop all links and what has not been sent."""
+        for socket in self._sockets.values():
+            socket.close(0)
+        self._sockets.clear()

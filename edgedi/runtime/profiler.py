@@ -1,0 +1,230 @@
+"""Profiles measured where they matter: every layer on the worker that will run it, every link by sending over it.
+
+A worker is measured once per device and graph: the result is kept under its fingerprint and the graph's digest, as JSON
+beside other caches of the user's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from edgedi.partition.axes import axis_dims
+from edgedi.partition.capture import Capture
+from edgedi.partition.geometry import Interval
+from edgedi.partition.graph import Layer, LayerGraph
+from edgedi.partition.operators import OPERATOR_TABLE_VERSION, WHOLE, Need, Region, needs
+from edgedi.partition.profile import DeviceProfile, LayerProfile, LinkProfile
+from edgedi.partition.program import Instruction, Piece, Program, ProgramSet, Run
+from edgedi.runtime.coordinator import Coordinator
+from edgedi.runtime.loading import Shipment, digests_of
+from edgedi.runtime.messages import Deploy, Measure, Measured, Need as NeedWeights, Ping, Pong, Ready, Weights, Welcome
+from edgedi.runtime.tensors import to_wire
+from edgedi.runtime.weights import weight_digest
+
+REPEATS = 5
+PROBE_BYTES = 4_000_000
+NUM_PINGS = 20
+_FRACTIONS = {"rows": (2, 4, 8), "channels": (2, 4)}
+"""What part of a layer is measured besides all of it: one over these."""
+_CHANNELS_FROM_BYTES = 262_144
+"""Layers with fewer bytes of weights are not measured by channels: splitting them so saves nothing worth knowing."""
+CACHE_FOLDER = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "edgedi" / "profiles"
+
+Say = Callable[[str], None]
+
+
+def profile_programs(graph: LayerGraph) -> dict[tuple[str, int], Program]:
+    """Programs that only measure: (axis, divisor) -> every layer that can be made in part along the axis, in part."""
+    programs = {("whole", 1): _program(graph, {})}
+    for axis, divisors in _FRACTIONS.items():
+        dims = axis_dims(graph, axis)
+        for divisor in divisors:
+            programs[axis, divisor] = _program(graph, dims, axis=axis, divisor=divisor)
+    return programs
+
+
+def _program(graph: LayerGraph, dims: Mapping[str, int], *, axis: str = "whole", divisor: int = 1) -> Program:
+    instructions: list[Instruction] = []
+    for layer in graph.layers:
+        out = _region(layer, graph, dims, axis, divisor)
+        if layer.op in ("opaque", "constant") or (axis != "whole" and out is WHOLE):
+            continue
+        shapes = graph.input_shapes(layer)
+        parts = needs(layer, shapes, out)
+        if parts is not None:
+            instructions.append(Run(_piece(layer.name, out), tuple(map(_piece, layer.inputs, parts))))
+    return Program(participant=0, instructions=tuple(instructions))
+
+
+def _region(layer: Layer, graph: LayerGraph, dims: Mapping[str, int], axis: str, divisor: int) -> Need:
+    dim = dims.get(layer.name)
+    if dim is None or layer.spec.shape[dim] < divisor:
+        return WHOLE
+    weight = layer.weights.get("weight")
+    if axis == "channels" and (weight is None or graph.weights[weight].num_bytes < _CHANNELS_FROM_BYTES):
+        return WHOLE
+    return Region(dim, Interval(0, layer.spec.shape[dim] // divisor))
+
+
+def _piece(tensor: str, part: Need) -> Piece:
+    return Piece(tensor) if part is WHOLE else Piece(tensor, part.dim, part.interval)
+
+
+def device_profiles(
+    coordinator: Coordinator, capture: Capture, welcomes: Sequence[Welcome], session: str, say: Say
+) -> tuple[DeviceProfile, ...]:
+    """One profile per worker, from the cache where it is there, else measured on all lacking workers at once."""
+    graph = capture.graph
+    known = {w.fingerprint: _cached(w.fingerprint, graph) for w in welcomes}
+    lacking = [index for index, welcome in enumerate(welcomes) if known[welcome.fingerprint] is None]
+    if lacking:
+        say(f"measuring {len(graph.layers)} layers on {', '.join(welcomes[i].name for i in lacking)}")
+        measured = _measure(coordinator, capture, lacking, session, say)
+        for index in lacking:
+            profile = _profile(welcomes[index], graph, measured[index])
+            known[welcomes[index].fingerprint] = profile
+            _keep(profile, graph)
+    profiles = []
+    for welcome in welcomes:
+        profile = known[welcome.fingerprint]
+        assert profile is not None, "measured above"
+        profiles.append(
+            DeviceProfile(
+                name=welcome.name,
+                fingerprint=profile.fingerprint,
+                layers=profile.layers,
+                seconds_per_flop=profile.seconds_per_flop,
+                seconds_per_layer=profile.seconds_per_layer,
+                memory_bytes=welcome.memory_limit_bytes,
+            )
+        )
+    return tuple(profiles)
+
+
+def _measure(
+    coordinator: Coordinator, capture: Capture, workers: Sequence[int], session: str, say: Say
+) -> dict[int, dict[tuple[str, int], Measured]]:
+    shipment = Shipment(capture.weights, weight_digest)
+    results: dict[int, dict[tuple[str, int], Measured]] = {worker: {} for worker in workers}
+    programs = profile_programs(capture.graph)
+    for epoch, (key, program) in enumerate(programs.items()):
+        say(f"measuring {key[0]} 1/{key[1]} ({epoch + 1} of {len(programs)})")
+        whole = ProgramSet(graph=capture.graph, programs={0: program})
+        deploys = {w: deploy_message(whole, shipment, session, epoch, 0, 1, ()) for w in workers}
+        install(coordinator, deploys, shipment)
+        answers = {
+            w: coordinator.ask(w, Measure(session=session, epoch=epoch, repeats=REPEATS), Measured) for w in workers
+        }
+        for worker, answer in answers.items():
+            results[worker][key] = answer.result()
+    return results
+
+
+def deploy_message(
+    programs: ProgramSet,
+    shipment: Shipment,
+    session: str,
+    epoch: int,
+    participant: int,
+    num_participants: int,
+    peers: tuple[dict[str, Any], ...],
+) -> Deploy:
+    """The program of one participant, with descriptions of its layers and the digests of its weights."""
+    layers = shipment.describe(programs, participant)
+    weights = []
+    for digest in digests_of(layers):
+        _, dtype, shape, _ = to_wire(shipment.tensors[digest][:0] if shipment.tensors[digest].dim() else shipment.tensors[digest])
+        weights.append({"digest": digest, "dtype": dtype, "shape": tuple(shipment.tensors[digest].shape)})
+    return Deploy(
+        session=session,
+        epoch=epoch,
+        participant=participant,
+        num_participants=num_participants,
+        program=str(programs.programs[participant]),
+        layers=layers,
+        weights=tuple(weights),
+        peers=peers,
+        graph_digest=programs.graph.digest,
+        plan_digest=programs.plan_digest or programs.digest,
+        operator_table_version=OPERATOR_TABLE_VERSION,
+        precision="float32",
+    )
+
+
+def install(coordinator: Coordinator, deploys: Mapping[int, Deploy], shipment: Shipment) -> dict[int, Ready]:
+    """Deploy to workers (by link number), send what weights they lack, wait until all are ready."""
+    needs_asked = {worker: coordinator.ask(worker, deploy, NeedWeights) for worker, deploy in deploys.items()}
+    ready: dict[int, Future[Ready]] = {}
+    for worker, asked in needs_asked.items():
+        need = asked.result()
+        ready[worker] = coordinator.ask(worker, None, Ready)
+        for digest in need.digests:
+            payload, dtype, shape, _ = to_wire(shipment.tensors[digest])
+            coordinator.tell(worker, Weights(digest=digest, dtype=dtype, shape=shape, payload=payload))
+    return {worker: future.result() for worker, future in ready.items()}
+
+
+def _profile(welcome: Welcome, graph: LayerGraph, measured: Mapping[tuple[str, int], Measured]) -> DeviceProfile:
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for (axis, _), answer in measured.items():
+        for layer, _, length, seconds in answer.seconds:
+            curves[layer][axis].append((length, seconds))
+    for axis in _FRACTIONS:
+        _close_curves(curves, graph, axis)
+    layers = {name: LayerProfile(curves={a: tuple(p) for a, p in c.items()}) for name, c in curves.items()}
+    return DeviceProfile(name=welcome.name, fingerprint=welcome.fingerprint, layers=layers)
+
+
+def _close_curves(curves: Mapping[str, Any], graph: LayerGraph, axis: str) -> None:
+    """All of a layer is the last point of every axis that it was measured along."""
+    dims = axis_dims(graph, axis)
+    for name, by_axis in curves.items():
+        if axis in by_axis and "whole" in by_axis:
+            by_axis[axis].append((graph.spec(name).shape[dims[name]], by_axis["whole"][0][1]))
+
+
+def _cache_path(fingerprint: str, graph: LayerGraph) -> Path:
+    return CACHE_FOLDER / f"{fingerprint}-{graph.digest[:16]}-t{OPERATOR_TABLE_VERSION}.json"
+
+
+def _cached(fingerprint: str, graph: LayerGraph) -> DeviceProfile | None:
+    try:
+        return DeviceProfile.from_json(_cache_path(fingerprint, graph).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _keep(profile: DeviceProfile, graph: LayerGraph) -> None:
+    path = _cache_path(profile.fingerprint, graph)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        draft.write_text(profile.to_json())
+        draft.replace(path)
+    except OSError:
+        pass  # a cache that cannot be written costs time, not results
+
+
+def link_profile(coordinator: Coordinator, worker: int, clock: Callable[[], float] = time.perf_counter) -> LinkProfile:
+    """Latency from round trips of an empty message, bandwidth from the time that a few megabytes take longer."""
+    trips = []
+    for _ in range(NUM_PINGS):
+        started = clock()
+        coordinator.ask(worker, Ping(token=1), Pong).result()
+        trips.append(clock() - started)
+    trip_s = statistics.median(trips)
+    probe = bytearray(os.urandom(8) + bytes(PROBE_BYTES - 8))
+    digest = hashlib.sha256(f"uint8({PROBE_BYTES},)".encode() + bytes(probe)).hexdigest()
+    started = clock()
+    coordinator.tell(worker, Weights(digest=digest, dtype="uint8", shape=(PROBE_BYTES,), payload=probe))
+    coordinator.ask(worker, Ping(token=2), Pong).result()
+    extra_s = max(clock() - started - trip_s, 1e-6)
+    return LinkProfile(latency_s=trip_s / 4, bytes_per_s=PROBE_BYTES / extra_s, message_cpu_s=trip_s / 4)
