@@ -39,6 +39,7 @@ not slow each other down; memory is not priced.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -51,7 +52,7 @@ from edgedi.partition.operators import Region
 from edgedi.partition.plan import HOME, Cost, Plan, Segment
 from edgedi.partition.profile import ClusterProfile, DeviceProfile
 from edgedi.partition.program import UNSPLIT, Piece, Run
-from edgedi.partition.reach import Reach, reduces
+from edgedi.partition.reach import NOTHING, Reach, reduces
 
 Layout = str | int
 """Where tensors lie before a segment: split along an axis (its name), or whole on a participant (its number)."""
@@ -88,6 +89,7 @@ class CostModel:
         self._prefix_s = {kind: (0.0, *accumulate(times)) for kind, times in self._whole_s.items()}
         self._fetches: dict[tuple[str, int, Layout], Fetch] = {}
         self._tables: dict[tuple[int, int, str], list[float]] = {}
+        self._reaches: dict[tuple[int, str, int, int | None], Reach] = {}
 
     def dims(self, axis: str) -> Mapping[str, int]:
         """The dimension of ``axis`` in each tensor that has one."""
@@ -183,8 +185,11 @@ class CostModel:
     # --- plans --------------------------------------------------------------------------------------------------------
 
     def reach(self, stop: int, axis: str, *, lowest: int = 0, patience: int | None = None) -> Reach:
-        """The walks of all segments that end at ``stop``."""
-        return Reach(self.graph, stop, axis, lowest=lowest, dims=self._dims[axis], patience=patience)
+        """The walks of all segments that end at ``stop``, made once."""
+        key = (stop, axis, lowest, patience)
+        if key not in self._reaches:
+            self._reaches[key] = Reach(self.graph, stop, axis, lowest=lowest, dims=self._dims[axis], patience=patience)
+        return self._reaches[key]
 
     def segment_cost(self, segment: Segment, layout: Layout) -> Cost:
         """A segment that follows one of ``layout`` (``HOME`` for the first)."""
@@ -236,10 +241,23 @@ class CostModel:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One worker's exchange at a segment's start: a fixed part by role, and seconds per element of some inputs."""
+    """One worker's exchange at a segment's start: a fixed part by role, and seconds per byte of groups of inputs."""
 
     fixed_s: tuple[float, float, float, float]
-    per_element_s: tuple[tuple[str, float], ...]
+    per_byte_s: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """A tensor that a segment reads: whole, or cut along the axis with so many halo elements on each side."""
+
+    tensor: str
+    from_home: bool
+    num_bytes: int
+    element_bytes: float = 0.0
+    above: int = 0
+    below: int = 0
+    cut: bool = False
 
 
 class SplitPricer:
@@ -253,6 +271,10 @@ class SplitPricer:
         self.model, self.reach, self._moved = model, reach, moved
         self._sums: dict[tuple[int, int, int], list[float]] = {}
         self._exchanges: dict[tuple[int, Layout, int], Exchange] = {}
+        self._inputs: dict[int, list[_Input]] = {}
+        self._numbers: dict[tuple[_Input, ...], int] = {}
+        self._groups: list[tuple[_Input, ...]] = []
+        self._edges: dict[tuple[int, int, int, int], float] = {}
 
     def total(self, first: int, layout: Layout, worker: int, start: int, stop: int, role: int) -> float:
         """Seconds of one worker: non-decreasing in its share for a given role."""
@@ -284,30 +306,64 @@ class SplitPricer:
         if exchange is None:
             exchange = self._exchanges[key] = self._exchange(first, layout, worker)
         seconds = exchange.fixed_s[role]
-        if exchange.per_element_s:
-            reads = self.reach.reads(first, start, stop)
-            for tensor, per_element in exchange.per_element_s:
-                if tensor in reads:
-                    low, high = reads[tensor]
-                    seconds += per_element * min(high - low, self.reach.whole_of(tensor) - 1)
+        for group, per_byte_s in exchange.per_byte_s:
+            seconds += per_byte_s * self._cut_bytes(first, group, start, stop)
         return seconds
 
+    def _cut_bytes(self, first: int, group: int, start: int, stop: int) -> float:
+        """Bytes that a share reads of a group of inputs: the bytes up to its end, less those before its start."""
+        reach = self.reach
+        if not reach.separable:
+            reads = ((read, reach.read(first, read.tensor, start, stop)) for read in self._groups[group])
+            return sum(read.element_bytes * (high - low) for read, (low, high) in reads)
+        return self._edge_bytes(first, group, stop, 1) - self._edge_bytes(first, group, start, 0)
+
+    def _edge_bytes(self, first: int, group: int, cut: int, side: int) -> float:
+        key = (first, group, cut, side)
+        if key not in self._edges:
+            start, stop = (0, cut) if side else (cut, self.reach.length)
+            self._edges[key] = sum(
+                read.element_bytes * self.reach.read(first, read.tensor, start, stop)[side]
+                for read in self._groups[group]
+            )
+        return self._edges[key]
+
     def _exchange(self, first: int, layout: Layout, worker: int) -> Exchange:
-        halos = _Halos(self.model, self.reach, worker)
-        per_element: list[tuple[str, float]] = []
-        for tensor, (low, high) in self._reads_at_middle(first).items():
-            spec, whole = self.model.graph.spec(tensor), self.reach.whole_of(tensor)
-            cut = tensor in self.reach.dims and high - low < whole
-            fetch = self.model.fetch(tensor, worker, layout)
-            if cut and layout == self.reach.axis and tensor not in self.model.graph.inputs:
-                halos.add(tensor, *self._halo_at_middle(first, tensor))
-            elif cut:
-                halos.add_fetch(fetch, 0)
-                if fetch.per_byte_s:
-                    per_element.append((tensor, fetch.per_byte_s * spec.num_bytes / (whole - 1)))
-            else:
-                halos.add_fetch(fetch, spec.num_bytes)
-        return Exchange(halos.fixed(), tuple(per_element))
+        halos = _Halos(self.model, worker)
+        by_rate: dict[float, list[_Input]] = defaultdict(list)
+        for read in self._inputs_of(first):
+            if read.cut and layout == self.reach.axis and not read.from_home:
+                halos.add(read)
+                continue
+            fetch = self.model.fetch(read.tensor, worker, layout)
+            halos.add_fetch(fetch, 0.0 if read.cut else read.num_bytes)
+            if read.cut and fetch.per_byte_s:
+                by_rate[fetch.per_byte_s].append(read)
+        return Exchange(halos.fixed(), tuple((self._group(reads), rate) for rate, reads in by_rate.items()))
+
+    def _group(self, reads: list[_Input]) -> int:
+        """The number of a group of inputs; equal groups have equal numbers, so that their bytes are counted once."""
+        key = tuple(reads)
+        if key not in self._numbers:
+            self._numbers[key] = len(self._groups)
+            self._groups.append(key)
+        return self._numbers[key]
+
+    def _inputs_of(self, first: int) -> list[_Input]:
+        """What shares of a segment that begins at ``first`` read from before it."""
+        if first not in self._inputs:
+            self._inputs[first] = [
+                self._input(first, tensor, high - low) for tensor, (low, high) in self._reads_at_middle(first).items()
+            ]
+        return self._inputs[first]
+
+    def _input(self, first: int, tensor: str, count: int) -> _Input:
+        num_bytes, extent = self.model.graph.spec(tensor).num_bytes, self.reach.whole_of(tensor) - 1
+        from_home = tensor in self.model.graph.inputs
+        if tensor not in self.reach.dims or count > extent:
+            return _Input(tensor, from_home, num_bytes=num_bytes)
+        above, below = (0, 0) if from_home else self._halo_at_middle(first, tensor)
+        return _Input(tensor, from_home, num_bytes, num_bytes / extent, above, below, cut=True)
 
     def _middle(self) -> int:
         return self.reach.length // 2
@@ -315,8 +371,8 @@ class SplitPricer:
     def _reads_at_middle(self, first: int) -> dict[str, tuple[int, int]]:
         """Every tensor that any share reads, whole if one of the halves reads it whole."""
         middle, reach = self._middle(), self.reach
-        reads = reach.reads(first, 0, middle)
-        for tensor, (low, high) in reach.reads(first, middle, reach.length).items():
+        reads = reach.inputs(first, 0, middle)
+        for tensor, (low, high) in reach.inputs(first, middle, reach.length).items():
             if tensor not in reads or high - low == reach.whole_of(tensor):
                 reads[tensor] = (low, high)
         return reads
@@ -327,32 +383,30 @@ class SplitPricer:
         above = below = self._moved
         for cut in {self._middle(), min(self._middle() + 1, reach.length - 1)}:
             border = scale(Interval(cut, cut), extent, reach.length).start
-            lower, upper = reach.reads(first, cut, reach.length), reach.reads(first, 0, cut)
-            above = max(above, border - lower[tensor][0]) if tensor in lower else above
-            below = max(below, upper[tensor][1] - border) if tensor in upper else below
+            lower, upper = reach.read(first, tensor, cut, reach.length), reach.read(first, tensor, 0, cut)
+            above = max(above, border - lower[0]) if lower != NOTHING else above
+            below = max(below, upper[1] - border)
         return above, below
 
 
 class _Halos:
     """Adds up what one worker waits for, by role."""
 
-    def __init__(self, model: CostModel, reach: Reach, worker: int) -> None:
-        self._model, self._reach = model, reach
-        last = len(model.workers) - 1
-        between = model.cluster.link_between
-        self._above = between(max(worker - 1, 0), worker) if worker else None
+    def __init__(self, model: CostModel, worker: int) -> None:
+        between, last = model.cluster.link_between, len(model.workers) - 1
+        self._above = between(worker - 1, worker) if worker else None
         self._below = between(worker + 1, worker) if worker < last else None
         self._latency, self._seconds = [0.0] * 4, [0.0] * 4
 
-    def add(self, tensor: str, above: int, below: int) -> None:
-        per_element = self._model.graph.spec(tensor).num_bytes / (self._reach.whole_of(tensor) - 1)
-        for link, count, roles in ((self._above, above, _ABOVE), (self._below, below, _BELOW)):
-            for role in roles if link is not None and count > 0 else ():
-                assert link is not None
-                self._latency[role] = max(self._latency[role], link.latency_s)
-                self._seconds[role] += 2 * link.message_cpu_s + count * per_element / link.bytes_per_s
+    def add(self, read: _Input) -> None:
+        for link, count, roles in ((self._above, read.above, _ABOVE), (self._below, read.below, _BELOW)):
+            if link is not None and count > 0:
+                seconds = 2 * link.message_cpu_s + count * read.element_bytes / link.bytes_per_s
+                for role in roles:
+                    self._latency[role] = max(self._latency[role], link.latency_s)
+                    self._seconds[role] += seconds
 
-    def add_fetch(self, fetch: Fetch, num_bytes: int) -> None:
+    def add_fetch(self, fetch: Fetch, num_bytes: float) -> None:
         for role in range(4):
             self._latency[role] = max(self._latency[role], fetch.latency_s)
             self._seconds[role] += fetch.messages_s + fetch.per_byte_s * num_bytes

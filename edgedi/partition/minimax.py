@@ -11,13 +11,13 @@ that ignored this would be wrong. For each role, though, cost never falls as the
 * whoever is the last one must finish from the furthest border reached before it.
 
 One pass tries every first and every last worker: feasibility is exact. T is halved until less than a billionth is
-open. Cost: O(workers log(length) log(1/eps)) evaluations.
+open. Cost: O(workers log(length) log(1/eps)) evaluations. With two workers, one cost rises and one falls as the border
+moves, and a binary search for where they meet does without T.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,7 +47,10 @@ def minimax(num_workers: int, length: int, cost: ShareCost, *, grain: int = 1, l
     A cost of infinity forbids: with ``cost(..., ALONE) = inf`` at least two workers share the map.
     """
     search = _Search(num_workers, length, cost, grain)
-    best = search.within(min(limit, sys.float_info.max))  # infinity is not a time
+    if num_workers == 2:
+        crossing = search.crossing()
+        return crossing if crossing.seconds < limit else None
+    best = search.within(min(limit, math.nextafter(math.inf, 0)))  # infinity is not a time
     if best is None or best.seconds >= limit:
         return None
     low = 0.0
@@ -61,6 +64,11 @@ def minimax(num_workers: int, length: int, cost: ShareCost, *, grain: int = 1, l
         else:
             best = found
     return best
+
+
+def feasible(num_workers: int, length: int, cost: ShareCost, *, grain: int = 1, limit: float) -> bool:
+    """Whether some split takes nobody longer than ``limit``: one pass, for bounds."""
+    return _Search(num_workers, length, cost, grain).within(min(limit, math.nextafter(math.inf, 0))) is not None
 
 
 class _Search:
@@ -86,6 +94,20 @@ class _Search:
                 path[border] = (worker, began)
                 reached = border
         return None
+
+    def crossing(self) -> Split:
+        """Two workers' best split: as the border moves, one cost rises and one falls; the best is where they meet."""
+        end = len(self._cuts) - 1
+        low, high = 1, max(1, end - 1)
+        while low < high:
+            middle = (low + high) // 2
+            if self._of(0, 0, middle, FIRST) < self._of(1, middle, end, LAST):
+                low = middle + 1
+            else:
+                high = middle
+        borders = [border for border in (low - 1, low) if 0 < border < end]
+        splits = [self._trace({border: (0, 0)}, 1, border) for border in borders]
+        return min([self._trace({}, 0, 0), self._trace({}, 1, 0), *splits], key=lambda split: split.seconds)
 
     def _of(self, worker: int, start: int, stop: int, role: int) -> float:
         return self._cost(worker, self._cuts[start], self._cuts[stop], role)

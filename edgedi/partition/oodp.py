@@ -9,10 +9,11 @@ programming over boundaries,
 with ``layout`` an axis or "whole on worker k". "Everything on the best device" is one of its paths, and workers may be
 idle in any segment, so every subset of the devices is looked at.
 
-Exact for the estimate of ``cost`` but for three stated limits: a split segment has at most ``max_depth`` layers;
-shares of channels are cut at multiples of up to 16; and segments that begin with ``PATIENCE`` layers that every worker
-computes whole are not looked at. A split segment has at least two active workers (one alone is "whole"). Of equal plans
-the one with fewer segments is taken: every split segment counts ``TIE`` of one device's time more than it costs.
+Exact for the estimate of ``cost`` but for four stated limits: a split segment has at most ``max_depth`` layers; shares
+of channels are cut at multiples of up to 16; segments that begin with ``PATIENCE`` layers that every worker computes
+whole are not looked at; and columns, whose halos are never contiguous in memory, are tried only for inputs wider than
+high. A split segment has at least two active workers (one alone is "whole"). Of equal plans the one with fewer segments
+is taken: every split segment counts ``TIE`` of one device's time more than it costs.
 
 The estimate lets borders move between segments almost for nothing. Small maps feel that (7 rows on 5 workers), so the
 same programme also runs with every segment cut in the same proportions, and the finished plans, those of the other
@@ -30,7 +31,7 @@ from edgedi.partition.baselines import equal, merged, ocbp, oodp_greedy, proport
 from edgedi.partition.cost import CostModel, Layout, SplitPricer
 from edgedi.partition.geometry import Interval, scale, weighted_cuts
 from edgedi.partition.graph import LayerGraph
-from edgedi.partition.minimax import ALONE, FIRST, LAST, MIDDLE, Split, minimax
+from edgedi.partition.minimax import ALONE, FIRST, LAST, MIDDLE, Split, feasible, minimax
 from edgedi.partition.plan import HOME, Plan, Segment
 from edgedi.partition.profile import ClusterProfile
 from edgedi.partition.settle import settled
@@ -40,7 +41,7 @@ Weights = tuple[float, ...]
 MAX_DEPTH = 32
 """Layers of a split segment at most, unless the caller says otherwise."""
 
-PATIENCE = 6
+PATIENCE = {"rows": 6, "columns": 6, "channels": 3, "batch": 6}
 """Leading layers computed whole by everybody after which longer segments are given up."""
 
 CHANNEL_GRAIN = 16
@@ -123,6 +124,10 @@ def _cut_like(segment: Segment, other: Segment) -> Segment:
     return replace(segment, shares=tuple(scale(share, segment.length, other.length) for share in other.shares))
 
 
+def _wider_than_high(graph: LayerGraph) -> bool:
+    return any(spec.rank == 4 and spec.shape[3] > spec.shape[2] for spec in graph.inputs.values())
+
+
 def grain(axis: str, length: int) -> int:
     """Shares are cut at multiples of this: 1, but for channels a power of two up to 16 that leaves 8 parts."""
     if axis != "channels":
@@ -147,6 +152,7 @@ class _Search:
         self._model, self._depth, self._weights = model, max_depth, weights
         self._graph = model.graph
         self._tie_s = TIE * model.whole_compute(model.fastest, Interval(0, len(model.graph.layers)))
+        self._axes = tuple(axis for axis in model.axes if axis != "columns" or _wider_than_high(model.graph))
         self._best: list[dict[Layout, _Arrival]] = [{HOME: _Arrival(0.0)}]
 
     def run(self) -> tuple[list[Segment], float]:
@@ -154,7 +160,7 @@ class _Search:
             self._best.append({})
             self._arrive_whole(stop)
             if len(self._model.workers) > 1:
-                for axis in self._model.axes:
+                for axis in self._axes:
                     self._arrive_split(stop, axis)
         return self._trace()
 
@@ -201,12 +207,15 @@ class _Search:
     # --- split segments -----------------------------------------------------------------------------------------------
 
     def _arrive_split(self, stop: int, axis: str) -> None:
-        reach = self._model.reach(stop, axis, lowest=max(0, stop - self._depth), patience=PATIENCE)
+        reach = self._model.reach(stop, axis, lowest=max(0, stop - self._depth), patience=PATIENCE[axis])
         if reach.length < 2:
             return
         pricer = SplitPricer(self._model, reach, moved=1 if self._weights is None else 0)
         for start in range(reach.highest, reach.lowest - 1, -1):
-            for layout, arrival in sorted(self._best[start].items(), key=lambda item: item[1].seconds):
+            arrivals = sorted(self._best[start].items(), key=lambda item: item[1].seconds)
+            if not arrivals or not _worth_a_look(pricer, start, self._open(stop, axis, arrivals[0][1].seconds)):
+                continue
+            for layout, arrival in arrivals:
                 split = self._split(pricer, start, layout, self._open(stop, axis, arrival.seconds + self._tie_s))
                 if split is not None:
                     segment = Segment(layers=Interval(start, stop), axis=axis, length=reach.length, shares=split.shares)
@@ -219,6 +228,17 @@ class _Search:
         if self._weights is None:
             return _best_split(pricer, first, layout, limit)
         return _fixed_split(pricer, first, layout, limit, self._weights)
+
+
+def _worth_a_look(pricer: SplitPricer, first: int, limit: float) -> bool:
+    """Whether computing alone, exchanges left out, could be done in less than ``limit``."""
+
+    def cost(worker: int, start: int, stop: int, role: int) -> float:
+        return math.inf if role == ALONE else pricer.compute(first, worker, start, stop)
+
+    length = pricer.reach.length
+    size = grain(pricer.reach.axis, length)
+    return limit > 0 and feasible(len(pricer.model.workers), length, cost, grain=size, limit=limit)
 
 
 def _best_split(pricer: SplitPricer, first: int, layout: Layout, limit: float) -> Split | None:

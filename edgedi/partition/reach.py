@@ -25,14 +25,21 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """One walk down. ``made[d]`` is the range that layer ``stop - 1 - d`` computes; ``read[d]`` gives the range of
-    every tensor that a segment beginning at that layer reads from before it.
+    """One walk down. ``made[d]`` is the range that layer ``stop - 1 - d`` computes; ``asked`` gives for every tensor
+    the range that layers down to a depth read of it, noted as (depth, range) whenever it may have grown.
 
     Ranges are (start, stop) along the axis; all of a tensor is one more than its length, see ``Reach.whole_of``.
     """
 
-    made: tuple[Range, ...]
-    read: tuple[Mapping[str, Range], ...]
+    made: list[Range]
+    asked: dict[str, list[tuple[int, Range]]]
+
+    def read(self, tensor: str, depth: int) -> Range:
+        """The range of ``tensor`` that a segment read whose first layer is at ``depth``."""
+        for noted, found in reversed(self.asked.get(tensor, ())):
+            if noted <= depth:
+                return found
+        return NOTHING
 
 
 class Reach:
@@ -58,9 +65,10 @@ class Reach:
         self.highest = position if position is not None else -1
         self.length = self._extent(graph.layers[self.highest].name) if position is not None else 0
         self.lowest = first_splittable(graph, Interval(lowest, stop), dims) if self.length else stop
-        self._separable = self.length > 0 and self._check_separable()
+        self.separable = self.length > 0 and self._check_separable()
         self._walks: dict[Range, Walk] = {}
         self._whole: dict[str, int] = {}
+        self._shapes = {p: graph.input_shapes(graph.layers[p]) for p in range(self.lowest, stop)}
         if self.length > 1 and patience is not None:
             self._give_up_after(patience)
 
@@ -81,18 +89,24 @@ class Reach:
 
     def counts(self, start: int, stop: int) -> list[int]:
         """How many elements each layer computes for the share ``[start, stop)``, from the segment's last layer down."""
-        if not self._separable:
+        if not self.separable:
             return [b - a for a, b in self._walk(start, stop).made]
         lower, upper = self._walk(start, self.length).made, self._walk(0, stop).made
         return [b - a for (a, _), (_, b) in zip(lower, upper, strict=True)]
 
-    def reads(self, first: int, start: int, stop: int) -> dict[str, Range]:
+    def inputs(self, first: int, start: int, stop: int) -> dict[str, Range]:
         """What a segment beginning at layer ``first`` reads of earlier tensors, for the share ``[start, stop)``."""
+        position = self.graph.position
+        asked = self._walk(start, stop).asked
+        reads = {tensor: self.read(first, tensor, start, stop) for tensor in asked if position[tensor] < first}
+        return {tensor: found for tensor, found in reads.items() if found != NOTHING}
+
+    def read(self, first: int, tensor: str, start: int, stop: int) -> Range:
+        """What such a segment reads of one earlier tensor."""
         depth = self.stop - 1 - first
-        if not self._separable:
-            return dict(self._walk(start, stop).read[depth])
-        lower, upper = self._walk(start, self.length).read[depth], self._walk(0, stop).read[depth]
-        return {tensor: (lower[tensor][0], high) for tensor, (_, high) in upper.items()}
+        if not self.separable:
+            return self._walk(start, stop).read(tensor, depth)
+        return self._walk(start, self.length).read(tensor, depth)[0], self._walk(0, stop).read(tensor, depth)[1]
 
     def _give_up_after(self, patience: int) -> None:
         """Raise ``lowest`` to where ``patience`` layers in a row are computed whole by every worker."""
@@ -112,19 +126,14 @@ class Reach:
         return self._walks[key]
 
     def _walk_down(self, share: Interval) -> Walk:
-        graph = self.graph
-        demand: dict[str, Need] = {}
-        made: list[Range] = []
-        read: list[Mapping[str, Range]] = []
+        walk, demand = Walk([], {}), dict[str, Need]()
         for position in range(self.stop - 1, self.lowest - 1, -1):
-            layer = graph.layers[position]
-            over = None
-            if graph.last_use[layer.name] >= self.stop:
+            layer, over = self.graph.layers[position], None
+            if self.graph.last_use[layer.name] >= self.stop:
                 over = self._want(layer, share, demand)
-            made.append(self._make(layer, demand.pop(layer.name), over, demand) if layer.name in demand else NOTHING)
-            earlier = ((t, need) for t, need in demand.items() if graph.position[t] < position)
-            read.append({tensor: self._range(tensor, need) for tensor, need in earlier})
-        return Walk(tuple(made), tuple(read))
+            made = self._make(layer, demand.pop(layer.name), over, demand, walk) if layer.name in demand else NOTHING
+            walk.made.append(made)
+        return walk
 
     def _want(self, layer: Layer, share: Interval, demand: dict[str, Need]) -> Region | None:
         """Add the worker's own part of a tensor that outlives the segment; of a reduction, return what it adds up."""
@@ -143,19 +152,19 @@ class Reach:
         demand[layer.name] = _merged(demand[layer.name], wanted) if layer.name in demand else wanted
         return None
 
-    def _make(self, layer: Layer, need: Need, over: Region | None, demand: dict[str, Need]) -> Range:
+    def _make(self, layer: Layer, need: Need, over: Region | None, demand: dict[str, Need], walk: Walk) -> Range:
         """Ask for what ``layer`` reads to make ``need``; the range that it makes (all, where it cannot split)."""
-        shapes = self.graph.input_shapes(layer)
+        shapes = self._shapes[self.graph.position[layer.name]]
         parts = (over,) if over is not None else needs(layer, shapes, need)
         if parts is None:
             need, parts = WHOLE, needs(layer, shapes, WHOLE)
             assert parts is not None, "every operator can make its whole output"
         for tensor, part in zip(layer.inputs, parts, strict=True):
-            if part is WHOLE or self.dims.get(tensor) != part.dim:
-                if part is WHOLE or len(part.interval):
-                    demand[tensor] = WHOLE
-            elif len(part.interval):
-                demand[tensor] = _merged(demand[tensor], part) if tensor in demand else part
+            if part is not WHOLE and not len(part.interval):
+                continue
+            asked = part if part is not WHOLE and self.dims.get(tensor) == part.dim else WHOLE
+            demand[tensor] = _merged(demand[tensor], asked) if tensor in demand else asked
+            walk.asked.setdefault(tensor, []).append((len(walk.made), self._range(tensor, demand[tensor])))
         return self._range(layer.name, need if over is None else over)
 
     def _range(self, tensor: str, need: Need) -> Range:
