@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from edgedi.errors import GraphError
-from edgedi.partition.capture_aten import HANDLERS, IDENTITIES, Call
+from edgedi.partition.capture_aten import DROPOUTS, HANDLERS, IDENTITIES, Call
 from edgedi.partition.capture_builder import Builder, Symbol, dtype_name
 from edgedi.partition.capture_fuse import fuse
 from edgedi.partition.graph import LayerGraph
@@ -37,6 +37,8 @@ class Capture:
     output_slots: tuple[str | None, ...]
     """For each leaf of the output: the tensor's name, or ``None`` for the constant at the same place."""
     output_constants: tuple[Any, ...]
+    input_constants: tuple[Any, ...] = ()
+    """The leaves of the inputs that are no tensors: the graph holds for these values only."""
 
     def flatten(self, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
         """The graph's inputs by name. ``ValueError`` or ``TypeError`` where they do not match the captured ones."""
@@ -44,7 +46,12 @@ class Capture:
         if tree != self.input_tree:
             raise ValueError(f"inputs are structured {tree}, the model was captured with {self.input_tree}")
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        return {name: tensor for name, tensor in zip(self.graph.inputs, tensors, strict=True)}
+        numbers = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))
+        if len(tensors) != len(self.graph.inputs) or numbers != self.input_constants:
+            raise ValueError(
+                f"arguments besides tensors are {numbers}, the model was captured with {self.input_constants}"
+            )
+        return dict(zip(self.graph.inputs, tensors, strict=True))
 
     def unflatten(self, outputs: Mapping[str, Tensor]) -> Any:
         """The model's own output structure from the graph's outputs by name."""
@@ -71,7 +78,8 @@ def as_arguments(example_inputs: Any) -> tuple[Any, ...]:
 def capture_model(model: nn.Module, example_inputs: Any) -> Capture:
     """``capture`` with the weights and structure that running needs."""
     check_model(model)
-    program = _export(model, as_arguments(example_inputs))
+    arguments = as_arguments(example_inputs)
+    program = _export(model, arguments)
     builder = Builder()
     with torch.no_grad():
         outputs = _translate(program, builder)
@@ -93,6 +101,7 @@ def capture_model(model: nn.Module, example_inputs: Any) -> Capture:
         output_tree=program.call_spec.out_spec,
         output_slots=slots,
         output_constants=tuple(None if isinstance(value, str) else value for value in outputs),
+        input_constants=tuple(leaf for leaf in pytree.tree_leaves(arguments) if not isinstance(leaf, Tensor)),
     )
 
 
@@ -142,7 +151,8 @@ def _translate(program: Any, builder: Builder) -> list[Any]:
 def _refuse_mutation(signature: Any) -> None:
     changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
     if changed:
-        raise GraphError(f"the model changes {', '.join(map(str, changed))} while it runs; only pure models can be distributed")
+        names = ", ".join(map(str, changed))
+        raise GraphError(f"the model changes {names} while it runs; only pure models can be distributed")
 
 
 def _constants(program: Any, signature: Any) -> dict[str, Any]:
@@ -167,10 +177,13 @@ def _call(node: torch.fx.Node, builder: Builder) -> None:
         if isinstance(source, (tuple, list)):
             builder.values[node] = source[node.args[1]]
             return
+    _refuse_random(node, target)
     if builder.is_constant(node):
         builder.values[node] = _evaluate(node, builder)
         return
-    if target in IDENTITIES:
+    if target.startswith("aten._assert"):  # what they assert held for the example, and shapes and types are fixed
+        return
+    if target in IDENTITIES or (target in DROPOUTS and not node.args[2]):
         builder.values[node] = builder.resolve(node.args[0])
         return
     handler = HANDLERS.get(target)
@@ -179,6 +192,16 @@ def _call(node: torch.fx.Node, builder: Builder) -> None:
         _add_opaque(node, builder)
     else:
         builder.values[node] = made
+
+
+def _refuse_random(node: torch.fx.Node, target: str) -> None:
+    """Dropout that is on and random numbers have no answer to be equal to."""
+    random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    if not random or target in HANDLERS or "scaled_dot_product" in target or (target in DROPOUTS and not node.args[2]):
+        return
+    line = str(node.meta.get("stack_trace", "")).strip().splitlines()[-1:]
+    where = f" at {line[0].strip()}" if line else ""
+    raise GraphError(f"{target} draws random numbers{where}", layer=node.name, operator=target)
 
 
 def _evaluate(node: torch.fx.Node, builder: Builder) -> Any:

@@ -32,7 +32,7 @@ class Call:
 
     @classmethod
     def of(cls, node: torch.fx.Node, builder: Builder) -> Call:
-        schema = node.target._schema  # type: ignore[union-attr]  # exported targets are operator overloads
+        schema = node.target._schema  # exported targets are operator overloads
         given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
         named = {a.name: given.get(a.name, a.default_value) for a in schema.arguments}  # in the schema's order
         return cls(builder, node.name, builder.resolve(named), node.meta["val"])
@@ -76,8 +76,9 @@ def _pair(value: Any, rank: int, default: int = 1) -> tuple[int, ...]:
 def _conv(call: Call) -> Made:
     x, weight = call["input"], call["weight"]
     bias, rank = call.get("bias"), len(call.shape) - 2
-    if not isinstance(weight, Tensor) or isinstance(bias, Symbol) or call.builder.symbol(x).rank != len(call.shape):
-        return None
+    if not isinstance(weight, Tensor) or isinstance(bias, Symbol) or weight.dim() != rank + 2:
+        return None  # a computed weight, or a map without a batch dimension
+    x = call.builder.symbol(x)
     kernel, dilation = tuple(weight.shape[2:]), _pair(call["dilation"], rank)
     before, after = _conv_padding(call["padding"], kernel, dilation)
     attributes = {
@@ -88,7 +89,7 @@ def _conv(call: Call) -> Made:
         "pad_before": before,
         "pad_after": after,
     }
-    return call.add("conv", attributes=attributes, weights={"weight": weight, "bias": bias})
+    return call.add("conv", (x,), attributes=attributes, weights={"weight": weight, "bias": bias})
 
 
 def _conv_padding(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
@@ -101,7 +102,7 @@ def _conv_padding(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ..
 
 def _conv_transpose(call: Call) -> Made:
     weight, bias, rank = call["weight"], call.get("bias"), len(call.shape) - 2
-    if not isinstance(weight, Tensor) or isinstance(bias, Symbol) or call.input.rank != len(call.shape):
+    if not isinstance(weight, Tensor) or isinstance(bias, Symbol) or weight.dim() != rank + 2:
         return None
     attributes = {
         "kernel": tuple(weight.shape[2:]),
@@ -118,9 +119,10 @@ def _convolution(call: Call) -> Made:
 
 
 def _linear(call: Call) -> Made:
-    if not isinstance(call["weight"], Tensor) or isinstance(call.get("bias"), Symbol) or not isinstance(call["input"], Symbol):
+    weight, bias, x = call["weight"], call.get("bias"), call["input"]
+    if not isinstance(weight, Tensor) or isinstance(bias, Symbol) or not isinstance(x, Symbol) or weight.dim() != 2:
         return None
-    return call.add("linear", weights={"weight": call["weight"], "bias": call.get("bias")})
+    return call.add("linear", weights={"weight": weight, "bias": bias})
 
 
 def _batch_norm(call: Call) -> Made:
@@ -172,8 +174,44 @@ def _binary(function: str) -> Callable[[Call], Made]:
     return handle
 
 
+def _rsub(call: Call) -> Made:
+    """``other - alpha * x`` as ``-alpha * x + other``, which rounds the same way."""
+    other, alpha = call["other"], call.get("alpha") or 1
+    if not isinstance(other, (int, float)) or not call.target.dtype.is_floating_point:
+        return None
+    negative = call.builder.add(
+        f"{call.name}.negative", "binary", (call.input,), call.shape, attributes={"function": "mul", "scalar": -alpha}
+    )
+    return call.add("binary", (negative,), attributes={"function": "add", "alpha": 1, "scalar": other})
+
+
 def _prelu(call: Call) -> Made:
-    return call.add("prelu", weights={"weight": call["weight"]}) if isinstance(call["weight"], Tensor) else None
+    """One slope for all channels is a leaky ReLU: a weight of one element could not be cut along the channels."""
+    weight = call["weight"]
+    if not isinstance(weight, Tensor):
+        return None
+    if weight.numel() == 1:
+        return call.add("unary", attributes={"function": "leaky_relu", "arguments": (float(weight),)})
+    return call.add("prelu", weights={"weight": weight.reshape(-1)})
+
+
+def _glu(call: Call) -> Made:
+    dim = call["dim"] % call.input.rank
+    half = call.shape[dim]
+    first, second = (_sliced(call, f"{call.name}.{k}", dim, k * half, (k + 1) * half) for k in range(2))
+    gate = call.builder.add(
+        f"{call.name}.gate", "unary", (second,), call.shape, attributes={"function": "sigmoid", "arguments": ()}
+    )
+    return call.add("binary", (first, gate), attributes={"function": "mul", "alpha": 1})
+
+
+def _shaped(value: float) -> Callable[[Call], Made]:
+    """``zeros_like`` and its kind read the shape of their input and nothing of its content: constants."""
+
+    def handle(call: Call) -> Any:
+        return torch.full(call.shape, value, dtype=call.target.dtype)
+
+    return handle
 
 
 def _cast(call: Call) -> Made:
@@ -255,6 +293,30 @@ def _reduce(function: str) -> Callable[[Call], Made]:
     return handle
 
 
+def _amin(call: Call) -> Made:
+    """The minimum is the negated maximum of the negated."""
+    x, dims = call.input, list(call["dim"] or range(call.input.rank))
+    if not x.dtype.is_floating_point:
+        return None
+    negative = call.builder.add(f"{call.name}.negative", "unary", (x,), x.shape, attributes={"function": "neg"})
+    inner = Call(call.builder, f"{call.name}.max", {"self": negative}, call.value)
+    largest = _reduction(inner, "max", dims, keep=bool(call.get("keepdim", False)))
+    return call.add("unary", (largest,), attributes={"function": "neg"})
+
+
+def _vector_norm(call: Call) -> Made:
+    """The Euclidean norm: the root of the sum of squares."""
+    x = call.input
+    if call["ord"] != 2 or call.get("dtype") not in (None, x.dtype) or not x.dtype.is_floating_point:
+        return None
+    dims = call.get("dim")
+    dims = [dims] if isinstance(dims, int) else list(dims or range(x.rank))
+    square = call.builder.add(f"{call.name}.square", "unary", (x,), x.shape, attributes={"function": "square"})
+    inner = Call(call.builder, f"{call.name}.sum", {"self": square}, call.value)
+    total = _reduction(inner, "sum", dims, keep=bool(call.get("keepdim", False)))
+    return call.add("unary", (total,), attributes={"function": "sqrt"})
+
+
 # --- shapes ----------------------------------------------------------------------------------------------------------
 
 
@@ -283,6 +345,41 @@ def _cat(call: Call) -> Made:
     if len(inputs) == 1:
         return inputs[0]
     return call.add("cat", inputs, attributes={"dim": call["dim"] % inputs[0].rank})
+
+
+def _stack(call: Call) -> Made:
+    dim, parts = call["dim"] % len(call.shape), []
+    for index, item in enumerate(call["tensors"]):
+        x = call.builder.symbol(item, call.target.dtype)
+        if x.dtype != call.target.dtype:
+            return None
+        shape = (*x.shape[:dim], 1, *x.shape[dim:])
+        parts.append(call.builder.add(f"{call.name}.{index}", "reshape", (x,), shape))
+    return parts[0] if len(parts) == 1 else call.add("cat", parts, attributes={"dim": dim})
+
+
+def _rearranged(call: Call, view: Sequence[int], dims: Sequence[int]) -> Symbol:
+    """View, permute, flatten back: the three steps of the shuffles."""
+    x = call.builder.add(f"{call.name}.view", "reshape", (call.input,), view)
+    moved = tuple(view[dim] for dim in dims)
+    x = call.builder.add(f"{call.name}.moved", "permute", (x,), moved, attributes={"dims": tuple(dims)})
+    return call.builder.add(call.name, "reshape", (x,), call.shape)
+
+
+def _channel_shuffle(call: Call) -> Made:
+    batch, channels, *rest = call.input.shape
+    groups = call["groups"]
+    view = (batch, groups, channels // groups, *rest)
+    return _rearranged(call, view, (0, 2, 1, *range(3, len(view))))
+
+
+def _pixel_unshuffle(call: Call) -> Made:
+    if call.input.rank != 4:
+        return None
+    factor = call["downscale_factor"]
+    batch, channels, rows, columns = call.input.shape
+    view = (batch, channels, rows // factor, factor, columns // factor, factor)
+    return _rearranged(call, view, (0, 1, 3, 5, 2, 4))
 
 
 def _sliced(call: Call, name: str, dim: int, start: int, stop: int, step: int = 1) -> Symbol:
@@ -356,8 +453,10 @@ def _resize(mode: str, antialias: bool = False) -> Callable[[Call], Made]:
             "mode": mode,
             "align_corners": bool(call.get("align_corners")),
             "antialias": antialias,
-            "scales": tuple(scales) if all(scales) else None,
+            "scales": None,
         }
+        if all(scales) and not attributes["align_corners"]:  # torch then samples by the factors, not by the sizes
+            attributes["scales"] = tuple(map(float, scales))
         return call.add("resize", attributes=attributes)
 
     return handle
@@ -403,7 +502,9 @@ def _group_norm(call: Call) -> Made:
     if isinstance(call.get("weight"), Symbol) or isinstance(call.get("bias"), Symbol):
         return None
     attributes = {"num_groups": call["num_groups"], "eps": call["eps"]}
-    return call.add("group_norm", attributes=attributes, weights={"weight": call.get("weight"), "bias": call.get("bias")})
+    return call.add(
+        "group_norm", attributes=attributes, weights={"weight": call.get("weight"), "bias": call.get("bias")}
+    )
 
 
 def _instance_norm(call: Call) -> Made:
@@ -412,12 +513,45 @@ def _instance_norm(call: Call) -> Made:
     if not call["use_input_stats"] or call.get("running_mean") is not None or not constant:
         return None
     attributes = {"num_groups": call.shape[1], "eps": call["eps"]}
-    return call.add("group_norm", attributes=attributes, weights={"weight": call.get("weight"), "bias": call.get("bias")})
+    return call.add(
+        "group_norm", attributes=attributes, weights={"weight": call.get("weight"), "bias": call.get("bias")}
+    )
 
 
 def _matmul(call: Call) -> Made:
     first, second = (call.builder.symbol(item) for item in list(call.args.values())[:2])
     return call.add("matmul", (first, second)) if min(first.rank, second.rank) >= 2 else None
+
+
+def _einsum(call: Call) -> Made:
+    """A product of two tensors over one letter, all other letters in common: a matrix product up to transposition."""
+    equation, tensors = call["equation"].replace(" ", ""), call["tensors"]
+    terms, arrow, result = equation.partition("->")
+    letters = terms.split(",")
+    if not arrow or len(letters) != 2 or "." in equation or len(set(map(len, [*letters, result]))) != 1:
+        return None
+    batch, rows, columns = result[:-2], result[-2:-1], result[-1:]
+    inner = "".join(set(letters[0]) - set(result))
+    orders = [(batch + rows + inner, batch + inner + rows), (batch + inner + columns, batch + columns + inner)]
+    if len(inner) != 1 or any(len(set(term)) != len(term) for term in letters):
+        return None
+    if any(term not in accepted for term, accepted in zip(letters, orders, strict=True)):
+        return None
+    first, second = (
+        _matrix(call, f"{call.name}.{index}", tensors[index], swapped=letters[index] != orders[index][0])
+        for index in range(2)
+    )
+    return call.add("matmul", (first, second))
+
+
+def _matrix(call: Call, name: str, tensor: Any, *, swapped: bool) -> Symbol:
+    """``tensor`` as a symbol, its last two dimensions exchanged if asked."""
+    x = call.builder.symbol(tensor)
+    if not swapped:
+        return x
+    dims = (*range(x.rank - 2), x.rank - 1, x.rank - 2)
+    shape = tuple(x.shape[dim] for dim in dims)
+    return call.builder.add(name, "permute", (x,), shape, attributes={"dims": dims})
 
 
 def _attention(call: Call) -> Made:
@@ -436,7 +570,7 @@ _UNARY: dict[str, tuple[str, ...]] = {
     "square": (), "reciprocal": (),
     "gelu": ("approximate",), "hardtanh": ("min_val", "max_val"), "leaky_relu": ("negative_slope",),
     "elu": ("alpha", "scale", "input_scale"), "celu": ("alpha",), "softplus": ("beta", "threshold"),
-    "clamp": ("min", "max"),
+    "clamp": ("min", "max"), "log_sigmoid": (), "threshold": ("threshold", "value"),
 }  # fmt: skip
 
 HANDLERS: dict[str, Callable[[Call], Made]] = {
@@ -445,6 +579,10 @@ HANDLERS: dict[str, Callable[[Call], Made]] = {
     "aten.relu6.default": lambda c: c.add("unary", attributes={"function": "hardtanh", "arguments": (0.0, 6.0)}),
     "aten.maximum.default": _binary("maximum"),
     "aten.minimum.default": _binary("minimum"),
+    "aten.max.other": _binary("maximum"),
+    "aten.min.other": _binary("minimum"),
+    "aten.rsub.Scalar": _rsub,
+    "aten.glu.default": _glu,
     "aten.pow.Tensor_Scalar": _pow,
     "aten.clamp_min.default": _clamp_min,
     "aten.prelu.default": _prelu,
@@ -466,6 +604,10 @@ HANDLERS: dict[str, Callable[[Call], Made]] = {
     "aten.sum.dim_IntList": _reduce("sum"),
     "aten.sum.default": _reduce("sum"),
     "aten.amax.default": _reduce("max"),
+    "aten.amin.default": _amin,
+    "aten.linalg_vector_norm.default": _vector_norm,
+    **dict.fromkeys(("aten.zeros_like.default", "aten.new_zeros.default"), _shaped(0)),
+    **dict.fromkeys(("aten.ones_like.default", "aten.new_ones.default"), _shaped(1)),
     **dict.fromkeys(
         (
             "aten.view.default", "aten._unsafe_view.default", "aten.reshape.default", "aten.flatten.using_ints",
@@ -478,6 +620,9 @@ HANDLERS: dict[str, Callable[[Call], Made]] = {
     "aten.transpose.int": _transpose,
     "aten.t.default": _transpose,
     "aten.cat.default": _cat,
+    "aten.stack.default": _stack,
+    "aten.channel_shuffle.default": _channel_shuffle,
+    "aten.pixel_unshuffle.default": _pixel_unshuffle,
     "aten.slice.Tensor": _slice,
     "aten.select.int": _select,
     "aten.split.Tensor": _split,
@@ -490,6 +635,8 @@ HANDLERS: dict[str, Callable[[Call], Made]] = {
     **{f"aten.replication_pad{n}d.default": _pad_mode("replicate") for n in (1, 2, 3)},
     "aten.upsample_nearest2d.vec": _resize("nearest"),
     "aten.upsample_nearest2d.default": _resize("nearest"),
+    "aten._upsample_nearest_exact2d.vec": _resize("nearest-exact"),
+    "aten._upsample_nearest_exact2d.default": _resize("nearest-exact"),
     "aten.upsample_bilinear2d.vec": _resize("bilinear"),
     "aten.upsample_bilinear2d.default": _resize("bilinear"),
     "aten.upsample_bicubic2d.vec": _resize("bicubic"),
@@ -508,6 +655,7 @@ HANDLERS: dict[str, Callable[[Call], Made]] = {
     "aten.native_layer_norm.default": _layer_norm,
     "aten.group_norm.default": _group_norm,
     "aten.instance_norm.default": _instance_norm,
+    "aten.einsum.default": _einsum,
     "aten.matmul.default": _matmul,
     "aten.bmm.default": _matmul,
     "aten.scaled_dot_product_attention.default": _attention,
@@ -516,8 +664,12 @@ HANDLERS: dict[str, Callable[[Call], Made]] = {
 }  # fmt: skip
 
 IDENTITIES = frozenset(
-    "aten.alias.default aten.detach.default aten.clone.default aten.contiguous.default aten.dropout.default "
-    "aten.feature_dropout.default aten.alpha_dropout.default aten.feature_alpha_dropout.default "
+    "aten.alias.default aten.detach.default aten.clone.default aten.contiguous.default "
     "aten.lift_fresh_copy.default aten.detach_.default".split()
 )
-"""Operators that pass their first argument on unchanged in evaluation mode."""
+"""Operators that pass their first argument on unchanged."""
+DROPOUTS = frozenset(
+    "aten.dropout.default aten.feature_dropout.default aten.alpha_dropout.default "
+    "aten.feature_alpha_dropout.default".split()
+)
+"""Operators that do so unless their last argument, ``train``, is true."""

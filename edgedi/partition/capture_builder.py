@@ -38,7 +38,7 @@ class Symbol:
 
 
 class Builder:
-    """Layers in order, weights by name, and ``values``: exported node -> symbol, constant tensor, scalar or list of them."""
+    """Layers in order, weights by name, and ``values``: exported node -> symbol, constant, scalar or list of them."""
 
     def __init__(self) -> None:
         self.inputs: dict[str, TensorSpec] = {}
@@ -46,7 +46,9 @@ class Builder:
         self.weights: dict[str, Tensor] = {}
         self.values: dict[torch.fx.Node, Any] = {}
         self.opaque: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {}
-        self._weight_names: dict[int, tuple[str, Tensor]] = {}  # by identity; the tensor is kept so that no id is used twice
+        self._weight_names: dict[
+            int, tuple[str, Tensor]
+        ] = {}  # by identity; the tensor is kept so that no id is used twice
 
     @staticmethod
     def spec_of(tensor: Tensor | Symbol) -> TensorSpec:
@@ -74,7 +76,9 @@ class Builder:
             return value
         tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=dtype)
         name = self.weight(tensor)
-        return self.add(f"{name}.{len(self.layers)}", "constant", (), tensor.shape, tensor.dtype, weights={"value": name})
+        return self.add(
+            f"{name}.{len(self.layers)}", "constant", (), tensor.shape, tensor.dtype, weights={"value": name}
+        )
 
     def weight(self, tensor: Tensor) -> str:
         """Name under which the tensor is kept; the same tensor keeps its name."""
@@ -95,7 +99,7 @@ class Builder:
         attributes: Mapping[str, Any] | None = None,
         weights: Mapping[str, Tensor | str | None] | None = None,
     ) -> Symbol:
-        """Append a layer; its element type is that of its first input unless given. Weights that are ``None`` are left out."""
+        """Append a layer, of its first input's element type unless given. Weights that are ``None`` are left out."""
         made = Symbol(name, tuple(int(size) for size in shape), dtype or inputs[0].dtype)
         named = {
             role: value if isinstance(value, str) else self.weight(value)

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from edgedi.partition.graph import Layer
+from edgedi.partition.graph import Layer, TensorSpec
 
 _ACTIVATED = frozenset({"conv", "linear", "affine"})
 FUSED_ACTIVATIONS = frozenset("relu sigmoid tanh silu gelu hardswish hardsigmoid hardtanh leaky_relu".split())
@@ -28,7 +28,12 @@ def fuse(
 ) -> tuple[list[Layer], dict[str, Tensor], Slots]:
     """Layers without what can be folded away and without what nobody reads; weights with the folded ones added."""
     kept, held = _reachable(layers, outputs), dict(weights)
-    for merge in (_fold_affine, _fold_scale, _fuse_add, _fuse_activation):
+    shapes = {layer.name: layer.spec for layer in layers}
+
+    def fuse_add(first: Layer, second: Layer, held: dict[str, Tensor]) -> Layer | None:
+        return _fuse_add(first, second, shapes)
+
+    for merge in (_fold_affine, _fold_scale, fuse_add, _fuse_activation):
         kept = _merge_pairs(kept, held, outputs, merge)
     return kept, held, outputs
 
@@ -93,14 +98,16 @@ def _folded(first: Layer, second: Layer, scale: Tensor, shift: Tensor, weights: 
     return replace(second, op=first.op, inputs=first.inputs, attributes=first.attributes, weights=names)
 
 
-def _fuse_add(first: Layer, second: Layer, weights: dict[str, Tensor]) -> Layer | None:
-    """``conv(x) + y`` with y of the same shape, already made when the addition runs."""
+def _fuse_add(first: Layer, second: Layer, specs: Mapping[str, TensorSpec]) -> Layer | None:
+    """``conv(x) + y`` with y of the same shape (a broadcast one stays an addition), made when the addition runs."""
     if first.op != "conv" or len(first.inputs) > 1 or first.attribute("activation") is not None:
         return None
     plain = second.op == "binary" and second.attribute("function") == "add" and second.attribute("alpha") == 1
     if not plain or len(second.inputs) != 2 or second.inputs[0] == second.inputs[1] or second.spec != first.spec:
         return None
     other = next(name for name in second.inputs if name != first.name)
+    if specs.get(other) != first.spec:
+        return None
     attributes = {**first.attributes, "residual": True}
     return replace(second, op="conv", inputs=(*first.inputs, other), attributes=attributes, weights=first.weights)
 

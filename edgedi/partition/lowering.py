@@ -140,11 +140,10 @@ class _Lowering:
             if layer.name not in demand:
                 continue
             inputs = tuple(
-                self._input(worker, layer, tensor, demand, position, segment.layers)
-                for tensor in layer.inputs
+                self._input(worker, layer, tensor, demand, position, segment.layers) for tensor in layer.inputs
             )
-            home = homes.get(layer.name)
-            piece = self._made_piece(layer.name, demand[layer.name], home, worker)
+            parts = homes[layer.name] if layer.name in over else None
+            piece = self._made_piece(layer.name, demand[layer.name], parts, worker)
             self._emit(worker, position, _RUN, Run(piece, inputs, over.get(layer.name)))
             self._held[worker, layer.name].append(piece)
 
@@ -162,11 +161,12 @@ class _Lowering:
         return over
 
     @staticmethod
-    def _made_piece(tensor: str, need: Need, home: _Home | None, worker: int) -> Piece:
+    def _made_piece(tensor: str, need: Need, parts: _Home | None, worker: int) -> Piece:
+        """What a RUN makes: a region, all, or (with ``parts``, a partial reduction's home) the worker's own part."""
         if need is not WHOLE:
             return Piece(tensor, need.dim, need.interval)
-        if home is not None and home.dim == PARTS_DIM and home.owners.get(worker, Interval(0, 0)) != Interval(0, home.length):
-            return Piece(tensor, PARTS_DIM, home.owners[worker])
+        if parts is not None:
+            return Piece(tensor, PARTS_DIM, parts.owners[worker])
         return Piece(tensor)
 
     def _input(
@@ -178,7 +178,7 @@ class _Lowering:
             return self._held[worker, tensor][-1]
         return self._acquire(worker, tensor, demand[tensor], position)
 
-    # --- getting what one does not hold --------------------------------------------------------------------------------
+    # --- getting what one does not hold -------------------------------------------------------------------------------
 
     def _acquire(self, worker: int, tensor: str, need: Need, position: int) -> Piece:
         """The held piece that covers ``need``, received and joined at ``position`` where necessary."""

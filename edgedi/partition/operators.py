@@ -1,11 +1,17 @@
 """The one table of operators: what each reads, how it splits, what it costs.
 
 The rule of an operator answers one question: *to compute ``interval`` of output dimension ``dim``, which part of each
-input is read?* The answer is a ``Region`` per input, ``WHOLE`` for an input that is read entirely, or ``None`` instead of
-all answers where the operator cannot be split along that dimension. Halos, axes, programs and costs all follow from it.
+input is read?* The answer is a ``Region`` per input, ``WHOLE`` for an input that is read entirely, or ``None`` instead
+of all answers where the operator cannot be split along that dimension. Halos, axes, programs and costs follow from it.
 
-Regions are clipped to the true border of the map; padding is whatever clipping cut off, applied per layer by the kernel.
-A rule may return more than is read (the hull), never less.
+Regions are clipped to the true border of the map; padding is whatever clipping cut off, applied per layer by the
+kernel. A rule may return more than is read (the hull), never less.
+
+The table is closed. A program names operators, functions and modes of the table only, and a kernel is looked up in a
+dictionary, never by a name that came from the wire. What capture meets outside the table becomes ``opaque``: it runs in
+the coordinator's process, on its own captured module, and a worker refuses it (REVIEW.md, A6). So a new operator is
+added in three places: here (rule), in ``capture_aten`` (how it is recognised), in ``runtime.kernels`` (how it runs);
+better still, capture expresses it by rows that are there.
 """
 
 from __future__ import annotations
@@ -37,8 +43,8 @@ Rule = Callable[[Layer, Shapes, Region], "tuple[Need, ...] | None"]
 WeightRule = Callable[[Layer, Interval], Interval]
 
 UNARY = frozenset(
-    "relu sigmoid tanh silu gelu hardswish hardsigmoid hardtanh leaky_relu elu selu celu mish softplus exp log sqrt rsqrt "
-    "abs neg erf sin cos square reciprocal pow clamp".split()
+    "relu sigmoid tanh silu gelu hardswish hardsigmoid hardtanh leaky_relu elu selu celu mish softplus exp log sqrt "
+    "rsqrt abs neg erf sin cos square reciprocal pow clamp log_sigmoid threshold".split()
 )
 BINARY = frozenset("add sub mul div maximum minimum".split())
 
@@ -134,7 +140,7 @@ def _resize(layer: Layer, shapes: Shapes, out: Region) -> tuple[Need, ...]:
     length, size = shapes[0][out.dim], layer.spec.shape[out.dim]
     if length == 1:
         return (WHOLE,)
-    if length == size:
+    if length == size and layer.attribute("scales") is None:
         return (out,)
     ratio = max(length / size, (length - 1) / max(size - 1, 1))
     margin = 2 + math.ceil(2 * max(ratio, 1.0)) if layer.attributes["mode"] == "bicubic" else 2 + math.ceil(ratio)
@@ -170,7 +176,7 @@ def _permute(layer: Layer, shapes: Shapes, out: Region) -> tuple[Need, ...]:
 
 
 def _reshape(layer: Layer, shapes: Shapes, out: Region) -> tuple[Need, ...] | None:
-    """A dimension survives a reshape when the elements before it number the same; merged or split ones map by blocks."""
+    """A dimension survives where the elements before it number the same; merged or split ones map by blocks."""
     shape, target = shapes[0], layer.spec.shape
     before = math.prod(target[: out.dim])
     after = math.prod(target[out.dim + 1 :])
@@ -187,7 +193,7 @@ def _reshape(layer: Layer, shapes: Shapes, out: Region) -> tuple[Need, ...] | No
 
 
 def _pad(layer: Layer, shapes: Shapes, out: Region) -> tuple[Need, ...]:
-    """Constant padding shifts; the mirrored and wrapped kinds read the far border, so there the whole map is the hull."""
+    """Constant padding shifts; wrapped padding reads the far border, so there the hull is the whole map."""
     before, after = layer.attributes["before"][out.dim], layer.attributes["after"][out.dim]
     length = shapes[0][out.dim]
     inside = out.interval.shift(-before)
@@ -276,12 +282,14 @@ def _expand(layer: Layer, shapes: Shapes, out: Region) -> tuple[Need, ...]:
 
 
 def _conv_flops(layer: Layer, shapes: Shapes) -> float:
-    return 2.0 * math.prod(layer.attributes["kernel"]) * (shapes[0][1] // layer.attributes["groups"])
+    taps: int = math.prod(layer.attributes["kernel"])
+    return 2.0 * taps * (shapes[0][1] // layer.attributes["groups"])
 
 
 def _conv_transpose_flops(layer: Layer, shapes: Shapes) -> float:
     """Per output element on average: every input element meets the whole kernel once."""
-    per_input = 2.0 * math.prod(layer.attributes["kernel"]) * layer.spec.shape[1] / layer.attributes["groups"]
+    taps: int = math.prod(layer.attributes["kernel"])
+    per_input: float = 2.0 * taps * layer.spec.shape[1] / layer.attributes["groups"]
     return per_input * math.prod(shapes[0]) / max(1, math.prod(layer.spec.shape))
 
 

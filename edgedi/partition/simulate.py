@@ -32,7 +32,7 @@ from edgedi.partition.program import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
-    """What a dry-run saw: bytes and messages per (source, target) link, FLOPs per participant, recomputation included."""
+    """What a dry-run saw: bytes and messages per (source, target) link, FLOPs per participant with recomputation."""
 
     bytes_per_link: Mapping[tuple[int, int], int]
     messages_per_link: Mapping[tuple[int, int], int]
@@ -57,8 +57,9 @@ class _Simulator:
         self._parts: dict[str, dict[Interval, Region]] = defaultdict(dict)
 
     def run(self) -> Simulation:
-        while any([self._advance(program) for program in self._set.programs.values()]):
-            pass
+        moved = [True]
+        while any(moved):
+            moved = [self._advance(program) for program in self._set.programs.values()]
         self._check_finished()
         self._check_outputs()
         return Simulation(
@@ -176,7 +177,9 @@ class _Simulator:
         stuck = [p for p, program in self._set.programs.items() if self._counter[p] < len(program.instructions)]
         if stuck:
             names = ", ".join(map(participant_name, stuck))
-            raise PlanError(f"deadlock: {names} wait for pieces that nobody will send", worker=stuck[0], grid=self._grid())
+            raise PlanError(
+                f"deadlock: {names} wait for pieces that nobody will send", worker=stuck[0], grid=self._grid()
+            )
         lost = [key for key, count in self._wire.items() if count]
         if lost:
             source, target, piece = lost[0]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.operators import weight_interval
+from edgedi.partition.plan import HOME
 from edgedi.partition.program import Join, Piece, Program, Recv, Run, Send
 from edgedi.partition.simulate import region_of
 from edgedi.runtime.kernels import fused
@@ -54,6 +55,9 @@ class LoadedProgram:
         """Called with every computed piece, where somebody wants to look into a run."""
         self._slots: dict[Piece, int] = {}
         self._steps = self._compile(weight, opaque or {}, packer)
+        if program.participant == HOME:  # an input that is an output too may be in no instruction
+            for name in graph.inputs:
+                self._slot(Piece(name))
         self.input_slots = {name: self._slots[Piece(name)] for name in graph.inputs if Piece(name) in self._slots}
         self.slots = dict(self._slots)
 
@@ -79,7 +83,13 @@ class LoadedProgram:
             drafts.append((instruction, self._kernel(instruction, weight, opaque, packer), reads, writes))
         keep = {self._slots[p] for p in self._slots if p.tensor in self.graph.outputs}
         return tuple(
-            _Step(instruction, kernel, reads, writes, tuple(s for s in set(reads) if last_use[s] == index and s not in keep))
+            _Step(
+                instruction,
+                kernel,
+                reads,
+                writes,
+                tuple(s for s in set(reads) if last_use[s] == index and s not in keep),
+            )
             for index, (instruction, kernel, reads, writes) in enumerate(drafts)
         )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  (the name that torch's own documentation uses)
+from torch.nn import functional as F
 
 from edgedi.errors import LocalProtocolError
 from edgedi.partition.geometry import Interval
@@ -360,14 +360,17 @@ def _mirror_all(before: list[int], after: list[int], mode: str, first: int, last
 
 def _pad_along(task: Task, before: int) -> Kernel:
     out, part, attributes = task.out, task.parts[0], task.layer.attributes
-    assert out is not WHOLE and part is not WHOLE
+    assert out is not WHOLE
+    assert part is not WHOLE
     dim, length, rank = out.dim, task.shapes[0][out.dim], task.layer.spec.rank
     wanted = out.interval.shift(-before)
     if attributes["mode"] == "constant":
         pads = [0] * (2 * (rank - dim))
         pads[-2], pads[-1] = part.interval.start - wanted.start, wanted.stop - part.interval.stop
         return lambda x: windows.pad_or_crop(x, pads, attributes.get("value", 0.0))
-    sources = [pad_source(i, length, attributes["mode"]) - part.interval.start for i in range(wanted.start, wanted.stop)]
+    sources = [
+        pad_source(i, length, attributes["mode"]) - part.interval.start for i in range(wanted.start, wanted.stop)
+    ]
     index = torch.tensor(sources)
     return lambda x: x.index_select(dim, index)
 

@@ -18,7 +18,7 @@ from edgedi.runtime.kernels import windows
 from edgedi.runtime.kernels.eager import activation, conv_groups
 from edgedi.runtime.kernels.task import Kernel, Task
 
-_PLAIN = ("none", [], "")
+_PLAIN: tuple[str, list[Any], str] = ("none", [], "")
 _ACTIVATIONS: dict[str, Callable[[Sequence[Any]], tuple[str, list[Any], str]]] = {
     "relu": lambda a: ("relu", [], ""),
     "sigmoid": lambda a: ("sigmoid", [], ""),
@@ -52,7 +52,7 @@ class Packer:
         self._alive: dict[int, Tensor] = {}
 
     def pack(self, weight: Tensor, arguments: tuple[Any, ...]) -> Tensor:
-        """``weight`` as oneDNN wants it for a convolution with ``arguments`` (padding, stride, dilation, groups, input size)."""
+        """``weight`` as oneDNN wants it; ``arguments`` are padding, stride, dilation, groups and input size."""
         packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *arguments)
         self._alive[id(weight)] = weight
         return self._packed.setdefault((id(weight), _layout(packed)), packed)
@@ -91,7 +91,9 @@ def _conv(task: Task, packer: Packer, found: tuple[windows.Border, ...], groups:
         size[axis + 2] += sum(border.explicit)
     weight = packer.pack(task.weights["weight"], (padding, stride, dilation, groups, size))
     name = attributes.get("activation")
-    attr, scalars, algorithm = _PLAIN if name is None else _ACTIVATIONS[name](attributes.get("activation_arguments", ()))
+    attr, scalars, algorithm = (
+        _PLAIN if name is None else _ACTIVATIONS[name](attributes.get("activation_arguments", ()))
+    )
     if attributes.get("residual"):
         return _conv_add(task, weight, found, (padding, stride, dilation, groups), name, (attr, scalars, algorithm))
     operator = torch.ops.mkldnn._convolution_pointwise.default

@@ -20,7 +20,7 @@ __all__ = ["Kernel", "Task", "prepare"]
 def prepare(run: Run, graph: LayerGraph, weights: Mapping[str, Tensor], packer: fused.Packer | None) -> Kernel:
     """The function of the held input tensors that makes ``run.piece``.
 
-    ``weights`` maps the layer's roles to tensors already cut for this run; without a ``packer`` all runs on plain torch.
+    ``weights`` maps the layer's roles to tensors already cut for this run; with no ``packer`` all runs on plain torch.
     """
     layer = graph.by_name[run.piece.tensor]
     shapes = graph.input_shapes(layer)

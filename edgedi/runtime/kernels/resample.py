@@ -1,8 +1,8 @@
 """Resizing and adaptive average pooling of a part of a map.
 
-Both are linear along each dimension. Whole, they are torch's own operator. Along a cut dimension the weights that torch
-itself uses are read off once, by running its operator on the unit vectors of that dimension; a part of the output is then
-a few weighted rows. So every mode, rounding and border is torch's, whatever the cut.
+Both are linear along each dimension. Whole, they are torch's own operator. Along a cut dimension the weights that
+torch itself uses are read off once, by running its operator on the unit vectors of that dimension; a part of the output
+is then a few weighted rows. So every mode, rounding and border is torch's, whatever the cut.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  (the name that torch's own documentation uses)
+from torch.nn import functional as F
 
 from edgedi.partition.operators import WHOLE
 from edgedi.runtime.kernels.task import Kernel, Task
@@ -33,11 +33,16 @@ def resample(task: Task) -> Kernel:
         return _whole_then_cut(task, size)
     index, weight = _taps(task, dim - first, size)
     offset = part.interval.start
-    index, weight = index[out.interval.start : out.interval.stop] - offset, weight[out.interval.start : out.interval.stop]
+    index, weight = (
+        index[out.interval.start : out.interval.stop] - offset,
+        weight[out.interval.start : out.interval.stop],
+    )
     along = _along(dim, index, weight, task.layer.spec.rank)
     others = [task.in_shape(0)[first + axis] for axis in range(num_spatial)]
     others[dim - first] = len(out.interval)
-    rest = _native(task, tuple(others[a] if a == dim - first else size[a] for a in range(num_spatial)), fixed=dim - first)
+    rest = _native(
+        task, tuple(others[a] if a == dim - first else size[a] for a in range(num_spatial)), fixed=dim - first
+    )
     return lambda x: rest(along(x))
 
 
@@ -60,6 +65,10 @@ def _native(task: Task, size: tuple[int, ...], fixed: int | None = None) -> Call
     operator = _resize_operator(attributes["mode"], attributes["antialias"])
     corners = _corners(attributes)
     factors = (None, None) if scales is None else tuple(scales)
+    if attributes["antialias"] and fixed == 1 and size[1] == 1:
+        # torch (seen in 2.15) resizes the rows of a single contiguous column wrongly: give it two, keep one
+        twice = (size[0], 2)
+        return lambda x: operator(x.expand(-1, -1, -1, 2), twice, *corners, *factors).narrow(3, 0, 1)
     return lambda x: operator(x, size, *corners, *factors)
 
 
@@ -70,7 +79,10 @@ def _corners(attributes: Mapping[str, Any]) -> tuple[bool, ...]:
 
 def _resize_operator(mode: str, antialias: bool) -> Callable[..., Tensor]:
     if antialias:
-        return {"bilinear": torch.ops.aten._upsample_bilinear2d_aa.default, "bicubic": torch.ops.aten._upsample_bicubic2d_aa.default}[mode]
+        return {
+            "bilinear": torch.ops.aten._upsample_bilinear2d_aa.default,
+            "bicubic": torch.ops.aten._upsample_bicubic2d_aa.default,
+        }[mode]
     return {
         "nearest": torch.ops.aten.upsample_nearest2d.default,
         "nearest-exact": torch.ops.aten._upsample_nearest_exact2d.default,
@@ -81,11 +93,17 @@ def _resize_operator(mode: str, antialias: bool) -> Callable[..., Tensor]:
 
 def _taps(task: Task, axis: int, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """For every output position along ``axis``: which inputs it reads and with what weights, [outputs, taps] each."""
-    length, spatial = task.shapes[0][2 + axis], len(size)
-    dtype = _PROBED.get(task.layer.spec.dtype, torch.float32)
-    unit = torch.eye(length, dtype=dtype).reshape([1, length, *(length if a == axis else 1 for a in range(spatial))])
-    target = tuple(size[axis] if a == axis else 1 for a in range(spatial))
-    table = _native_probe(task, target, axis)(unit).reshape(length, size[axis]).T
+    first, spatial = task.layer.spec.rank - len(size), len(size)
+    length = task.shapes[0][first + axis]
+    unit = torch.eye(length, dtype=_PROBED.get(task.layer.spec.dtype, torch.float32))
+    # The other dimensions are 2 long, constant and kept: at length 1 torch's antialiased kernels mistake the scale.
+    unit = unit.reshape([1, length, *(length if a == axis else 1 for a in range(spatial))])
+    unit = unit.expand([1, length, *(length if a == axis else 2 for a in range(spatial))]).contiguous()
+    target = tuple(size[axis] if a == axis else 2 for a in range(spatial))
+    probed = _native_probe(task, target, axis)(unit)
+    for other in reversed([a + 2 for a in range(spatial) if a != axis]):
+        probed = probed.select(other, 0)
+    table = probed.reshape(length, size[axis]).T
     taps = int((table != 0).sum(1).max())
     order = (table != 0).to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :taps]
     weight = table.gather(1, order)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  (the name that torch's own documentation uses)
+from torch.nn import functional as F
 
 from edgedi.partition.operators import padding_at
 from edgedi.runtime.kernels.task import Kernel, Task
@@ -21,7 +21,7 @@ _MOST_JUNK = 0.04
 
 @dataclass(frozen=True, slots=True)
 class Border:
-    """One dimension: ``symmetric`` padding for the operator after ``explicit`` (before, after); keep [drop, drop+count)."""
+    """One dimension: ``explicit`` (before, after), then ``symmetric`` padding; keep [drop, drop + count) of the result."""
 
     symmetric: int
     explicit: tuple[int, int]
@@ -54,7 +54,7 @@ def _border(pads: tuple[int, int], *, length: int, count: int, stride: int, reac
         produced = (length + 2 * symmetric - reach) // stride + 1
         drop, rest = divmod(symmetric - before, stride)
         junk = produced - count
-        if rest == 0 and 0 <= drop and drop + count <= produced and (junk <= _MOST_JUNK * count or before == after):
+        if rest == 0 and drop >= 0 and drop + count <= produced and (junk <= _MOST_JUNK * count or before == after):
             return Border(symmetric, (0, 0), drop, produced, count)
     return Border(0, pads, 0, count, count)
 
@@ -63,9 +63,7 @@ def wrap(kernel: Kernel, found: tuple[Border, ...], value: float = 0.0) -> Kerne
     """``kernel`` with explicit padding (by ``value``) before it and junk dropped behind it, where there is any."""
     pads = [pad for border in reversed(found) for pad in border.explicit]
     keeps = [
-        (axis + 2, border.drop, border.count)
-        for axis, border in enumerate(found)
-        if border.produced != border.count
+        (axis + 2, border.drop, border.count) for axis, border in enumerate(found) if border.produced != border.count
     ]
     if not any(pads) and not keeps:
         return kernel
