@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from hypothesis import strategies as st
+
 from edgedi.partition.graph import Layer, LayerGraph, TensorSpec
+from edgedi.partition.profile import ClusterProfile, LinkProfile
 
 
 class Builder:
@@ -189,3 +193,89 @@ def vgg16(size: int = 224) -> LayerGraph:
         x = b.max_pool(x)
     x = b.linear(b.linear(b.flatten(x), 4096), 4096)
     return b.graph(b.linear(x, 1000))
+
+
+# --- random graphs and clusters --------------------------------------------------------------------------------------
+
+
+def _random_conv(b: Builder, x: str, draw: st.DrawFn) -> str:
+    kernel = draw(st.integers(1, 5))
+    channels = draw(st.sampled_from((2, 4, 6)))
+    stride = draw(st.integers(1, 3)) if min(b.shape(x)[2:]) > 6 else 1
+    dilation = draw(st.integers(1, 2)) if kernel > 1 else 1
+    before, after = draw(st.integers(0, kernel)), draw(st.integers(0, kernel))
+    groups = draw(st.sampled_from((1, 2)))
+    if min(b.shape(x)[2:]) + before + after <= dilation * (kernel - 1):
+        return x
+    return b.conv(x, channels, kernel, stride=stride, pad=before, pad_after=after, dilation=dilation, groups=groups)
+
+
+def _random_residual(b: Builder, x: str, draw: st.DrawFn) -> str:
+    branch = b.conv(b.conv(x, b.shape(x)[1], draw(st.sampled_from((1, 3)))), b.shape(x)[1], 3)
+    return b.binary(branch, x)
+
+
+def _random_concat(b: Builder, x: str, draw: st.DrawFn) -> str:
+    return b.cat(b.conv(x, 2, 1), b.conv(x, 4, draw(st.sampled_from((3, 5)))), x)
+
+
+def _random_gate(b: Builder, x: str, draw: st.DrawFn) -> str:
+    return b.binary(x, b.unary(b.conv(b.mean(x), b.shape(x)[1], 1), "sigmoid"), "mul")
+
+
+def _random_pool(b: Builder, x: str, draw: st.DrawFn) -> str:
+    return b.max_pool(x, draw(st.integers(2, 3)), draw(st.integers(1, 3))) if min(b.shape(x)[2:]) > 6 else x
+
+
+def _random_resize(b: Builder, x: str, draw: st.DrawFn) -> str:
+    rows, columns = b.shape(x)[2:]
+    return b.resize(x, draw(st.integers(1, 2)) * rows + draw(st.integers(0, 3)), columns)
+
+
+def _random_opaque(b: Builder, x: str, draw: st.DrawFn) -> str:
+    return b.opaque(x)
+
+
+_RANDOM: tuple[Callable[[Builder, str, st.DrawFn], str], ...] = (
+    _random_conv,
+    _random_conv,
+    _random_conv,
+    _random_residual,
+    _random_concat,
+    _random_gate,
+    _random_pool,
+    _random_resize,
+    _random_opaque,
+)
+
+
+@st.composite
+def graphs(draw: st.DrawFn, *, max_steps: int = 5, max_size: int = 24, opaque: bool = True) -> LayerGraph:
+    """Random networks of every operator family that decides how a map is split; at least one layer."""
+    shape = (draw(st.integers(1, 2)), draw(st.sampled_from((2, 4))), *(draw(st.integers(5, max_size)) for _ in "hw"))
+    b = Builder(*shape)
+    x = b.conv("x", 4, 3)
+    made = [x]
+    for step in draw(st.lists(st.sampled_from(_RANDOM if opaque else _RANDOM[:-1]), max_size=max_steps)):
+        x = step(b, x, draw)
+        made.append(x)
+    if draw(st.booleans()):
+        x = b.linear(b.flatten(b.mean(x)), 6)
+    return b.graph(*dict.fromkeys((x, draw(st.sampled_from(made)))))
+
+
+@st.composite
+def clusters(draw: st.DrawFn, *, max_workers: int = 4) -> ClusterProfile:
+    """Unequal devices, unequal links, from free messages to dear ones."""
+    num_workers = draw(st.integers(1, max_workers))
+    cluster = ClusterProfile.uniform(
+        num_workers,
+        flops_per_s=draw(st.sampled_from((1e7, 1e8, 1e9))),
+        seconds_per_layer=draw(st.sampled_from((0.0, 1e-6))),
+        latency_s=draw(st.sampled_from((0.0, 1e-5, 1e-3))),
+        bytes_per_s=draw(st.sampled_from((1e6, 1e8, 1e10))),
+        message_cpu_s=draw(st.sampled_from((0.0, 1e-6))),
+    ).with_speeds([draw(st.sampled_from((1.0, 1.5, 4.0))) for _ in range(num_workers)])
+    slow = LinkProfile(latency_s=1e-4, bytes_per_s=1e6, message_cpu_s=1e-6)
+    ends = draw(st.lists(st.tuples(st.integers(-1, num_workers - 1), st.integers(-1, num_workers - 1)), max_size=3))
+    return cluster.with_links({(s, t): slow for s, t in ends if s != t})
