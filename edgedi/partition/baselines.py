@@ -25,7 +25,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import groupby
 
-from edgedi.partition.cost import CostModel, Layout, SplitPricer
+from edgedi.partition.cost import CostModel, Layout
+from edgedi.partition.estimate import SplitPricer
 from edgedi.partition.geometry import Interval, even_cuts, weighted_cuts
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.minimax import FIRST, LAST, MIDDLE

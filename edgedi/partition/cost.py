@@ -29,9 +29,9 @@ Where this is an *estimate*: every tensor alive at a boundary is taken to lie in
 (a long skip may lie in an older one), cut in the proportion of the segment that reads it (equal axis) or of the
 devices' speeds (other axis); moving a border by more than an element between two segments of the same axis is therefore
 free; a halo wider than the neighbour's share counts as one message. In return the price of a segment depends on the
-layout before it alone, which makes dynamic programming over segments exact for the estimate. A finished plan is priced
-again, without these approximations, on the messages and pieces that lowering really emits (``settle.settled``);
-planners compare their candidates by that price, and plans report it.
+layout before it alone, which makes dynamic programming over segments exact for the estimate (``estimate``). A finished
+plan is priced again, without these approximations, on the messages and pieces that lowering really emits
+(``settle``); planners compare their candidates by that price, and plans report it.
 
 Approximate in both: waiting is not overlapped with work; a sender's other messages, and links that share one wire, do
 not slow each other down; memory is not priced.
@@ -39,25 +39,21 @@ not slow each other down; memory is not priced.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 
 from edgedi.partition.axes import AXES, axis_dims
-from edgedi.partition.geometry import Interval, scale
+from edgedi.partition.geometry import Interval
 from edgedi.partition.graph import LayerGraph
-from edgedi.partition.minimax import ALONE, FIRST, LAST, MIDDLE
 from edgedi.partition.operators import Region
-from edgedi.partition.plan import HOME, Cost, Plan, Segment
+from edgedi.partition.plan import HOME, Cost
 from edgedi.partition.profile import ClusterProfile, DeviceProfile
 from edgedi.partition.program import UNSPLIT, Piece, Run
-from edgedi.partition.reach import NOTHING, Reach, reduces
+from edgedi.partition.reach import Reach, reduces
 
 Layout = str | int
 """Where tensors lie before a segment: split along an axis (its name), or whole on a participant (its number)."""
-
-_ABOVE, _BELOW = {MIDDLE, LAST}, {FIRST, MIDDLE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +90,10 @@ class CostModel:
     def dims(self, axis: str) -> Mapping[str, int]:
         """The dimension of ``axis`` in each tensor that has one."""
         return self._dims[axis]
+
+    def kind_of(self, worker: int) -> int:
+        """A number that participants with equal profiles share."""
+        return self._kind[worker]
 
     def _whole_seconds(self, device: DeviceProfile) -> tuple[float, ...]:
         graph = self.graph
@@ -191,36 +191,6 @@ class CostModel:
             self._reaches[key] = Reach(self.graph, stop, axis, lowest=lowest, dims=self._dims[axis], patience=patience)
         return self._reaches[key]
 
-    def segment_cost(self, segment: Segment, layout: Layout) -> Cost:
-        """A segment that follows one of ``layout`` (``HOME`` for the first)."""
-        layers = segment.layers
-        if segment.on is not None:
-            return self.whole_cost(layers, segment.on, layout)
-        pricer = SplitPricer(self, self.reach(layers.stop, segment.axis, lowest=layers.start))
-        active = segment.workers
-        costs = []
-        for worker in active:
-            role = ALONE if len(active) == 1 else {active[0]: FIRST, active[-1]: LAST}.get(worker, MIDDLE)
-            costs.append(
-                pricer.cost(
-                    layers.start, layout, worker, segment.shares[worker].start, segment.shares[worker].stop, role
-                )
-            )
-        return max(costs, key=lambda cost: cost.total_s)
-
-    def estimated(self, plan: Plan) -> Plan:
-        """``plan`` with every segment's estimate filled in; the outputs' way home is in the last one's exchange."""
-        layout: Layout = HOME
-        segments: list[Segment] = []
-        for segment in plan.segments:
-            segments.append(replace(segment, cost=self.segment_cost(segment, layout)))
-            layout = segment.axis if segment.on is None else segment.on
-        if segments:
-            last = segments[-1].cost
-            last = replace(last, exchange_s=last.exchange_s + self.outputs_home(layout))
-            segments[-1] = replace(segments[-1], cost=last)
-        return replace(plan, segments=tuple(segments))
-
     def run_seconds(self, worker: int, run: Run, axis: str) -> float:
         """Seconds of one RUN instruction in a segment of ``axis``."""
         position = self.graph.position[run.piece.tensor]
@@ -237,183 +207,6 @@ class CostModel:
         if piece.dim == UNSPLIT:
             return spec.num_bytes
         return spec.num_bytes // max(1, spec.shape[piece.dim]) * len(piece.interval)
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """One worker's exchange at a segment's start: a fixed part by role, and seconds per byte of groups of inputs."""
-
-    fixed_s: tuple[float, float, float, float]
-    per_byte_s: tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Input:
-    """A tensor that a segment reads: whole, or cut along the axis with so many halo elements on each side."""
-
-    tensor: str
-    from_home: bool
-    num_bytes: int
-    element_bytes: float = 0.0
-    above: int = 0
-    below: int = 0
-    cut: bool = False
-
-
-class SplitPricer:
-    """Prices shares of all segments that end at one layer and are split along one axis.
-
-    ``moved`` is how many elements at least cross an inner border between two segments of the same axis: 0 where all
-    segments are cut in the same proportions.
-    """
-
-    def __init__(self, model: CostModel, reach: Reach, *, moved: int = 1) -> None:
-        self.model, self.reach, self._moved = model, reach, moved
-        self._sums: dict[tuple[int, int, int], list[float]] = {}
-        self._exchanges: dict[tuple[int, Layout, int], Exchange] = {}
-        self._inputs: dict[int, list[_Input]] = {}
-        self._numbers: dict[tuple[_Input, ...], int] = {}
-        self._groups: list[tuple[_Input, ...]] = []
-        self._edges: dict[tuple[int, int, int, int], float] = {}
-
-    def total(self, first: int, layout: Layout, worker: int, start: int, stop: int, role: int) -> float:
-        """Seconds of one worker: non-decreasing in its share for a given role."""
-        return self.compute(first, worker, start, stop) + self.exchange_s(first, layout, worker, start, stop, role)
-
-    def cost(self, first: int, layout: Layout, worker: int, start: int, stop: int, role: int) -> Cost:
-        """The same, with its parts."""
-        return Cost(
-            compute_s=self.compute(first, worker, start, stop),
-            exchange_s=self.exchange_s(first, layout, worker, start, stop, role),
-        )
-
-    def compute(self, first: int, worker: int, start: int, stop: int) -> float:
-        """Seconds of computing for the share ``[start, stop)`` in a segment that begins at layer ``first``."""
-        model = self.model
-        key = (model._kind[worker], start, stop)
-        sums = self._sums.get(key)
-        if sums is None:
-            top, axis = self.reach.stop - 1, self.reach.axis
-            counts = self.reach.counts(start, stop)
-            sums = list(accumulate(model.table(worker, top - d, axis)[count] for d, count in enumerate(counts)))
-            self._sums[key] = sums
-        return sums[self.reach.stop - 1 - first]
-
-    def exchange_s(self, first: int, layout: Layout, worker: int, start: int, stop: int, role: int) -> float:
-        """Seconds of exchange before a segment that begins at ``first`` and follows one of ``layout``."""
-        key = (first, layout, worker)
-        exchange = self._exchanges.get(key)
-        if exchange is None:
-            exchange = self._exchanges[key] = self._exchange(first, layout, worker)
-        seconds = exchange.fixed_s[role]
-        for group, per_byte_s in exchange.per_byte_s:
-            seconds += per_byte_s * self._cut_bytes(first, group, start, stop)
-        return seconds
-
-    def _cut_bytes(self, first: int, group: int, start: int, stop: int) -> float:
-        """Bytes that a share reads of a group of inputs: the bytes up to its end, less those before its start."""
-        reach = self.reach
-        if not reach.separable:
-            reads = ((read, reach.read(first, read.tensor, start, stop)) for read in self._groups[group])
-            return sum(read.element_bytes * (high - low) for read, (low, high) in reads)
-        return self._edge_bytes(first, group, stop, 1) - self._edge_bytes(first, group, start, 0)
-
-    def _edge_bytes(self, first: int, group: int, cut: int, side: int) -> float:
-        key = (first, group, cut, side)
-        if key not in self._edges:
-            start, stop = (0, cut) if side else (cut, self.reach.length)
-            self._edges[key] = sum(
-                read.element_bytes * self.reach.read(first, read.tensor, start, stop)[side]
-                for read in self._groups[group]
-            )
-        return self._edges[key]
-
-    def _exchange(self, first: int, layout: Layout, worker: int) -> Exchange:
-        halos = _Halos(self.model, worker)
-        by_rate: dict[float, list[_Input]] = defaultdict(list)
-        for read in self._inputs_of(first):
-            if read.cut and layout == self.reach.axis and not read.from_home:
-                halos.add(read)
-                continue
-            fetch = self.model.fetch(read.tensor, worker, layout)
-            halos.add_fetch(fetch, 0.0 if read.cut else read.num_bytes)
-            if read.cut and fetch.per_byte_s:
-                by_rate[fetch.per_byte_s].append(read)
-        return Exchange(halos.fixed(), tuple((self._group(reads), rate) for rate, reads in by_rate.items()))
-
-    def _group(self, reads: list[_Input]) -> int:
-        """The number of a group of inputs; equal groups have equal numbers, so that their bytes are counted once."""
-        key = tuple(reads)
-        if key not in self._numbers:
-            self._numbers[key] = len(self._groups)
-            self._groups.append(key)
-        return self._numbers[key]
-
-    def _inputs_of(self, first: int) -> list[_Input]:
-        """What shares of a segment that begins at ``first`` read from before it."""
-        if first not in self._inputs:
-            self._inputs[first] = [
-                self._input(first, tensor, high - low) for tensor, (low, high) in self._reads_at_middle(first).items()
-            ]
-        return self._inputs[first]
-
-    def _input(self, first: int, tensor: str, count: int) -> _Input:
-        num_bytes, extent = self.model.graph.spec(tensor).num_bytes, self.reach.whole_of(tensor) - 1
-        from_home = tensor in self.model.graph.inputs
-        if tensor not in self.reach.dims or count > extent:
-            return _Input(tensor, from_home, num_bytes=num_bytes)
-        above, below = (0, 0) if from_home else self._halo_at_middle(first, tensor)
-        return _Input(tensor, from_home, num_bytes, num_bytes / extent, above, below, cut=True)
-
-    def _middle(self) -> int:
-        return self.reach.length // 2
-
-    def _reads_at_middle(self, first: int) -> dict[str, tuple[int, int]]:
-        """Every tensor that any share reads, whole if one of the halves reads it whole."""
-        middle, reach = self._middle(), self.reach
-        reads = reach.inputs(first, 0, middle)
-        for tensor, (low, high) in reach.inputs(first, middle, reach.length).items():
-            if tensor not in reads or high - low == reach.whole_of(tensor):
-                reads[tensor] = (low, high)
-        return reads
-
-    def _halo_at_middle(self, first: int, tensor: str) -> tuple[int, int]:
-        """Elements above and below the owned part that a share beginning, or ending, near the middle reads."""
-        reach, extent = self.reach, self.reach.whole_of(tensor) - 1
-        above = below = self._moved
-        for cut in {self._middle(), min(self._middle() + 1, reach.length - 1)}:
-            border = scale(Interval(cut, cut), extent, reach.length).start
-            lower, upper = reach.read(first, tensor, cut, reach.length), reach.read(first, tensor, 0, cut)
-            above = max(above, border - lower[0]) if lower != NOTHING else above
-            below = max(below, upper[1] - border)
-        return above, below
-
-
-class _Halos:
-    """Adds up what one worker waits for, by role."""
-
-    def __init__(self, model: CostModel, worker: int) -> None:
-        between, last = model.cluster.link_between, len(model.workers) - 1
-        self._above = between(worker - 1, worker) if worker else None
-        self._below = between(worker + 1, worker) if worker < last else None
-        self._latency, self._seconds = [0.0] * 4, [0.0] * 4
-
-    def add(self, read: _Input) -> None:
-        for link, count, roles in ((self._above, read.above, _ABOVE), (self._below, read.below, _BELOW)):
-            if link is not None and count > 0:
-                seconds = 2 * link.message_cpu_s + count * read.element_bytes / link.bytes_per_s
-                for role in roles:
-                    self._latency[role] = max(self._latency[role], link.latency_s)
-                    self._seconds[role] += seconds
-
-    def add_fetch(self, fetch: Fetch, num_bytes: float) -> None:
-        for role in range(4):
-            self._latency[role] = max(self._latency[role], fetch.latency_s)
-            self._seconds[role] += fetch.messages_s + fetch.per_byte_s * num_bytes
-
-    def fixed(self) -> tuple[float, float, float, float]:
-        first, middle, last, alone = (a + b for a, b in zip(self._latency, self._seconds, strict=True))
-        return first, middle, last, alone
 
 
 def _alike(one: DeviceProfile, other: DeviceProfile) -> bool:

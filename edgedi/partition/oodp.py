@@ -28,7 +28,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 
 from edgedi.partition.baselines import equal, merged, ocbp, oodp_greedy, proportional, single
-from edgedi.partition.cost import CostModel, Layout, SplitPricer
+from edgedi.partition.cost import CostModel, Layout
+from edgedi.partition.estimate import SplitPricer
 from edgedi.partition.geometry import Interval, scale, weighted_cuts
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.minimax import ALONE, FIRST, LAST, MIDDLE, Split, feasible, minimax

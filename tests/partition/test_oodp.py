@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edgedi.partition import oodp as module
 from edgedi.partition.cost import CostModel, Layout
+from edgedi.partition.estimate import estimated, segment_cost
 from edgedi.partition.geometry import Interval
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.lowering import lower
@@ -52,7 +53,7 @@ def brute_force(model: CostModel, axes: tuple[str, ...]) -> float:
         best: dict[Layout, float] = {}
         for segment in choices(model, Interval(start, stop), axes):
             after: Layout = segment.axis if segment.on is None else segment.on
-            seconds = model.segment_cost(segment, before).total_s
+            seconds = segment_cost(model, segment, before).total_s
             best[after] = min(best.get(after, seconds), seconds)
         return best
 
@@ -80,7 +81,7 @@ def test_no_plan_is_estimated_faster(graph: LayerGraph, cluster: ClusterProfile,
     best = brute_force(model, model.axes)
     assert seconds == pytest.approx(best, rel=1e-7)
     found = Plan(num_workers=cluster.num_workers, segments=tuple(segments))
-    assert model.estimated(found).predicted_s == pytest.approx(best, rel=10 * PRECISION + 1e-7)
+    assert estimated(model, found).predicted_s == pytest.approx(best, rel=10 * PRECISION + 1e-7)
 
 
 @settings(max_examples=60, deadline=None)
