@@ -71,6 +71,14 @@ class Request:
     """Called once, in the coordinator's thread, with outputs by name or with the reason why there are none."""
 
 
+def answer_of(future: Future[Any], timeout_s: float, doing: str) -> Any:
+    """The answer to a question. ``WorkerLost`` if it does not come in time: no wait is without an end."""
+    try:
+        return future.result(timeout_s)
+    except TimeoutError:
+        raise WorkerLost(f"no answer within {timeout_s:.0f} s while {doing}") from None
+
+
 def new_run(loaded: LoadedProgram, inputs: Mapping[str, Tensor]) -> ProgramRun:
     """The coordinator's program for one request, with the graph's inputs in place."""
     return ProgramRun(loaded, inputs)
@@ -230,14 +238,18 @@ class Coordinator:
                 self._answer(link, message)
 
     def _answer(self, link: _Link, message: Message) -> None:
+        """Give an answer to the oldest question that it answers; a refusal ends every conversation over the link."""
+        if isinstance(message, (Failed, Refused)):
+            text = message.reason if isinstance(message, Refused) else message.text
+            refused = WorkerLost(f"worker {link.address} refused: {text}", worker=str(link.address))
+            for _, future in link.asked:
+                future.set_exception(refused)
+            link.asked.clear()
+            return
         for position, (answers, future) in enumerate(link.asked):
-            if isinstance(message, (*answers, Failed, Refused)):
+            if isinstance(message, answers):
                 del link.asked[position]
-                if isinstance(message, answers):
-                    future.set_result(message)
-                else:
-                    text = message.reason if isinstance(message, Refused) else message.text
-                    future.set_exception(WorkerLost(f"worker {link.address} refused: {text}", worker=str(link.address)))
+                future.set_result(message)
                 return
         log.info("worker %s said %s unasked", link.address, type(message).__name__)
 

@@ -19,12 +19,20 @@ _STOP_TIMEOUT_S = 5.0
 class LocalWorkers:
     """``count`` worker processes on loopback. ``addresses`` waits until all listen."""
 
-    def __init__(self, count: int, *, threads: int | None = None, cores: Sequence[Sequence[int]] | None = None) -> None:
+    def __init__(
+        self,
+        count: int,
+        *,
+        threads: int | None = None,
+        cores: Sequence[Sequence[int]] | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
         if count < 1:
             raise ValueError(f"workers={count}: give at least 1")
         cores = share_cores(count) if cores is None else cores
         self._processes = [
-            _start(index, len(own) if threads is None and own else threads or 1, own) for index, own in enumerate(cores)
+            _start(index, len(own) if threads is None and own else threads or 1, own, options)
+            for index, own in enumerate(cores)
         ]
         self._addresses: list[str] | None = None
 
@@ -68,13 +76,14 @@ def share_cores(count: int) -> list[list[int]]:
     return [available[index * per_worker : (index + 1) * per_worker] for index in range(count)]
 
 
-def _start(index: int, threads: int, cores: Sequence[int]) -> subprocess.Popen[str]:
+def _start(index: int, threads: int, cores: Sequence[int], options: Sequence[str]) -> subprocess.Popen[str]:
     command = [
         sys.executable, "-m", "edgedi.cli.worker", "--port", "0", "--name", f"local-{index}", "--threads", str(threads),
         "--end-with-parent", "--log-level", "warning",
     ]  # fmt: skip
     if cores:
         command += ["--cores", ",".join(map(str, cores))]
+    command += options
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

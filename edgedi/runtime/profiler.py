@@ -12,7 +12,6 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from edgedi.partition.graph import Layer, LayerGraph
 from edgedi.partition.operators import OPERATOR_TABLE_VERSION, WHOLE, Need, Region, needs
 from edgedi.partition.profile import DeviceProfile, LayerProfile, LinkProfile
 from edgedi.partition.program import Instruction, Piece, Program, ProgramSet, Run
-from edgedi.runtime.coordinator import Coordinator
+from edgedi.runtime.coordinator import Coordinator, answer_of
 from edgedi.runtime.loading import Shipment, digests_of
 from edgedi.runtime.messages import Deploy, Measure, Measured, Need as NeedWeights, Ping, Pong, Ready, Weights, Welcome
 from edgedi.runtime.tensors import to_wire
@@ -32,6 +31,9 @@ from edgedi.runtime.weights import weight_digest
 REPEATS = 5
 PROBE_BYTES = 4_000_000
 NUM_PINGS = 20
+PING_TIMEOUT_S = 10.0
+INSTALL_TIMEOUT_S = 300.0
+MEASURE_TIMEOUT_S = 600.0
 _FRACTIONS = {"rows": (2, 4, 8), "channels": (2, 4)}
 """What part of a layer is measured besides all of it: one over these."""
 _CHANNELS_FROM_BYTES = 262_144
@@ -114,7 +116,7 @@ def _measure(
 ) -> dict[int, dict[tuple[str, int], Measured]]:
     shipment = Shipment(capture.weights, weight_digest)
     results: dict[int, dict[tuple[str, int], Measured]] = {worker: {} for worker in workers}
-    programs = profile_programs(capture.graph)
+    programs = {key: p for key, p in profile_programs(capture.graph).items() if p.instructions}
     for epoch, (key, program) in enumerate(programs.items()):
         say(f"measuring {key[0]} 1/{key[1]} ({epoch + 1} of {len(programs)})")
         whole = ProgramSet(graph=capture.graph, programs={0: program})
@@ -124,7 +126,7 @@ def _measure(
             w: coordinator.ask(w, Measure(session=session, epoch=epoch, repeats=REPEATS), Measured) for w in workers
         }
         for worker, answer in answers.items():
-            results[worker][key] = answer.result()
+            results[worker][key] = answer_of(answer, MEASURE_TIMEOUT_S, "measuring layers")
     return results
 
 
@@ -161,15 +163,13 @@ def deploy_message(
 
 def install(coordinator: Coordinator, deploys: Mapping[int, Deploy], shipment: Shipment) -> dict[int, Ready]:
     """Deploy to workers (by link number), send what weights they lack, wait until all are ready."""
-    needs_asked = {worker: coordinator.ask(worker, deploy, NeedWeights) for worker, deploy in deploys.items()}
-    ready: dict[int, Future[Ready]] = {}
-    for worker, asked in needs_asked.items():
-        need = asked.result()
-        ready[worker] = coordinator.ask(worker, None, Ready)
-        for digest in need.digests:
+    ready = {worker: coordinator.ask(worker, None, Ready) for worker in deploys}  # asked first: it may come at once
+    need = {worker: coordinator.ask(worker, deploy, NeedWeights) for worker, deploy in deploys.items()}
+    for worker, asked in need.items():
+        for digest in answer_of(asked, INSTALL_TIMEOUT_S, "deploying a program").digests:
             payload, dtype, shape, _ = to_wire(shipment.tensors[digest])
             coordinator.tell(worker, Weights(digest=digest, dtype=dtype, shape=shape, payload=payload))
-    return {worker: future.result() for worker, future in ready.items()}
+    return {worker: answer_of(future, INSTALL_TIMEOUT_S, "installing a program") for worker, future in ready.items()}
 
 
 def _profile(welcome: Welcome, graph: LayerGraph, measured: Mapping[tuple[str, int], Measured]) -> DeviceProfile:
@@ -218,13 +218,13 @@ def link_profile(coordinator: Coordinator, worker: int, clock: Callable[[], floa
     trips = []
     for _ in range(NUM_PINGS):
         started = clock()
-        coordinator.ask(worker, Ping(token=1), Pong).result()
+        answer_of(coordinator.ask(worker, Ping(token=1), Pong), PING_TIMEOUT_S, "measuring a link")
         trips.append(clock() - started)
     trip_s = statistics.median(trips)
     probe = bytearray(os.urandom(8) + bytes(PROBE_BYTES - 8))
     digest = hashlib.sha256(f"uint8({PROBE_BYTES},)".encode() + bytes(probe)).hexdigest()
     started = clock()
     coordinator.tell(worker, Weights(digest=digest, dtype="uint8", shape=(PROBE_BYTES,), payload=probe))
-    coordinator.ask(worker, Ping(token=2), Pong).result()
+    answer_of(coordinator.ask(worker, Ping(token=2), Pong), MEASURE_TIMEOUT_S, "measuring a link")
     extra_s = max(clock() - started - trip_s, 1e-6)
     return LinkProfile(latency_s=trip_s / 4, bytes_per_s=PROBE_BYTES / extra_s, message_cpu_s=trip_s / 4)

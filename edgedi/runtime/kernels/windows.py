@@ -21,7 +21,7 @@ _MOST_JUNK = 0.04
 
 @dataclass(frozen=True, slots=True)
 class Border:
-    """One dimension: ``explicit`` (before, after), then ``symmetric`` padding; keep [drop, drop + count) of the result."""
+    """One dimension: ``explicit`` padding (before, after), then ``symmetric``; keep [drop, drop + count) of it."""
 
     symmetric: int
     explicit: tuple[int, int]
