@@ -122,7 +122,8 @@ class Welcome:
     """W -> C, the answer to ``Hello``: who this worker is. Its form is the same in every wire version.
 
     ``fingerprint`` names device model and engine features: the key under which profiles are kept.
-    ``memory_limit_bytes`` is None where no limit was set.
+    ``memory_limit_bytes`` is None where no limit was set. Workers of the same ``machine`` reach each other's
+    ``halo_address``; both are None where there is no such thing.
     """
 
     wire_version: int
@@ -132,6 +133,8 @@ class Welcome:
     threads: int
     memory_limit_bytes: int | None
     fingerprint: str
+    machine: str | None = None
+    halo_address: str | None = None
 
     def __post_init__(self) -> None:
         _require(self.wire_version >= 1, f"wire_version must be at least 1, not {self.wire_version}")
@@ -153,7 +156,7 @@ class Refused:
 
 
 _WEIGHT_KEYS = frozenset({"digest", "dtype", "shape"})
-_PEER_KEYS = frozenset({"participant", "address", "public_key"})
+_PEER_KEYS = frozenset({"participant", "address", "public_key", "halo_address"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +165,8 @@ class Deploy:
 
     ``program`` is text, one instruction a line, empty for an idle worker. ``layers`` are JSON-able descriptions whose
     values the operator table judges. Each of ``weights`` is ``{digest, dtype, shape}``, each of ``peers``
-    ``{participant, address, public_key}`` (the key None where links are open).
+    ``{participant, address, public_key, halo_address}`` (the key None where links are open, the halo address None
+    between machines).
     """
 
     session: str
@@ -209,6 +213,8 @@ def _weight(weight: Description) -> None:
 def _peer(peer: Description, num_participants: int) -> None:
     _keys("a peer", peer, _PEER_KEYS)
     participant, address, public_key = peer["participant"], peer["address"], peer["public_key"]
+    halo = peer["halo_address"]
+    _require(halo is None or type(halo) is str, "a peer's halo_address must be None or text")
     _require(type(participant) is int and type(address) is str, "a peer's participant must be int, its address text")
     _require(0 <= participant < num_participants, f"peer {participant} is not one of {num_participants} participants")
     _name("a peer's address", address)

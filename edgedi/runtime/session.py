@@ -421,9 +421,11 @@ class Session:
         )  # fmt: skip
 
     def _peers(self, alive: Sequence[int], me: int) -> tuple[dict[str, Any], ...]:
+        mine = self._welcomes[alive[me]].machine
         return tuple(
             {"participant": p, "address": f"{_host(self._addresses[link])}:{self._addresses[link].port}",
-             "public_key": self._addresses[link].public_key}
+             "public_key": self._addresses[link].public_key,
+             "halo_address": self._welcomes[link].halo_address if mine == self._welcomes[link].machine else None}
             for p, link in enumerate(alive)
             if p != me
         )  # fmt: skip

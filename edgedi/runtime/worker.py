@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ from edgedi.partition.plan import HOME
 from edgedi.partition.program import Piece as ProgramPiece
 from edgedi.partition.program import participant_name
 from edgedi.runtime import device as device_facts
+from edgedi.runtime import halo_links
 from edgedi.runtime import worker_state as state
+from edgedi.runtime.halo_links import HaloListener
 from edgedi.runtime.executor import LoadedProgram, ProgramRun
 from edgedi.runtime.kernels import fused
 from edgedi.runtime.keys import KeyPair
@@ -95,6 +98,8 @@ class Worker:
         self._context = zmq.Context()
         self._authenticator: Authenticator | None = None
         self._socket = self._context.socket(zmq.ROUTER)
+        self._halos = HaloListener() if halo_links.supported() else None
+        self._poller = zmq.Poller()
         self._counts = {"requests": 0, "busy_s": 0.0, "sent_bytes": 0, "received_bytes": 0}
         self._perform: dict[type, Callable[[Any], None]] = {
             state.Reply: lambda a: self._send(a.link, a.message),
@@ -127,12 +132,14 @@ class Worker:
         """Serve until stopped; everything is closed afterwards."""
         torch.set_num_threads(self._options.threads)
         keep_freed_memory()
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._socket, zmq.POLLIN)
+        if self._halos is not None:
+            self._poller.register(self._halos.listener, zmq.POLLIN)
         try:
             with torch.inference_mode():
                 while not self._stopped:
-                    poller.poll(_IDLE_POLL_MS)
+                    self._poller.poll(_IDLE_POLL_MS)
+                    self._accept_peers()
                     self._drain()
                     self._do(state.Tick(self._clock()))
         finally:
@@ -148,6 +155,8 @@ class Worker:
             installed.links.close()
         self._epochs.clear()
         self._socket.close(0)
+        if self._halos is not None:
+            self._halos.close()
         if self._authenticator is not None:
             self._authenticator.stop()
         self._context.destroy(0)
@@ -157,13 +166,46 @@ class Worker:
     def _drain(self) -> None:
         """Take every message that is there, then run what can run; again until neither gives anything."""
         while not self._stopped:
+            took = self._take_halos()
             try:
                 link, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
-                if not self._run_requests():
+                if not took and not self._run_requests():
                     return
                 continue
             self._receive(link.bytes, frames)
+
+    def _accept_peers(self) -> None:
+        if self._halos is not None:
+            peer = self._halos.accept()
+            if peer is not None:
+                self._poller.register(peer, zmq.POLLIN)
+
+    def _take_halos(self) -> bool:
+        """Take the packets that peers on this machine have sent; whether there were any."""
+        if self._halos is None:
+            return False
+        took = False
+        for peer in list(self._halos.peers):
+            frames = halo_links.receive(peer)
+            while frames:
+                took = True
+                self._receive_halo(peer, frames)
+                frames = halo_links.receive(peer)
+            if frames is None:
+                self._poller.unregister(peer)
+                self._halos.forget(peer)
+        return took
+
+    def _receive_halo(self, peer: socket.socket, frames: list[memoryview]) -> None:
+        try:
+            message = decode(frames)
+        except RemoteProtocolError as error:
+            log.warning("dropped a packet: %s", error)
+            return
+        if isinstance(message, Piece):  # a halo link carries nothing else
+            self._counts["received_bytes"] += len(message.payload)
+            self._do(state.Received(b"", message, self._clock()))
 
     def _receive(self, link: bytes, frames: list[zmq.Frame]) -> None:
         try:
@@ -201,6 +243,8 @@ class Worker:
             device=options.device,
             threads=options.threads,
             memory_limit_bytes=options.memory_limit_bytes,
+            machine=halo_links.machine_name(),
+            halo_address=self._halos.address if self._halos is not None else None,
             fingerprint=device_facts.fingerprint(options.device, options.threads),
         )
         self._send(action.link, welcome)

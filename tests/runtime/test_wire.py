@@ -80,6 +80,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "digests": st.lists(digests, max_size=3).map(tuple),
     "request": counts,
     "layer": st.none() | names,
+    "machine": st.none() | names,
+    "halo_address": st.none() | names,
     "repeats": st.integers(1, 10_000),
     "values": st.dictionaries(names, numbers | names),
 }
@@ -103,7 +105,7 @@ def plain(kind: type[Message], **special: st.SearchStrategy[Any]) -> st.SearchSt
 def deploys(draw: st.DrawFn) -> Message:
     num_participants = draw(st.integers(1, 5))
     peer = st.fixed_dictionaries(
-        {"participant": st.integers(0, num_participants - 1), "address": names, "public_key": st.none() | keys}
+        {"participant": st.integers(0, num_participants - 1), "address": names, "public_key": st.none() | keys, "halo_address": st.none() | names}
     )
     peers = st.lists(peer, max_size=3, unique_by=lambda entry: entry["participant"]).map(tuple)
     participant = st.integers(0, num_participants - 1)
@@ -172,7 +174,7 @@ def deploy(**changes: Any) -> Deploy:
         "program": "RUN conv\n",
         "layers": ({"name": "conv", "stride": (1, 1)},),
         "weights": ({"digest": "00ff00ff", "dtype": "float32", "shape": (8, 3, 3, 3)},),
-        "peers": ({"participant": 1, "address": "10.0.0.12:5555", "public_key": None},),
+        "peers": ({"participant": 1, "address": "10.0.0.12:5555", "public_key": None, "halo_address": None},),
         "graph_digest": "0123abcd",
         "plan_digest": "0123abcd",
         "operator_table_version": 1,
@@ -258,9 +260,9 @@ NONSENSE = [
     (deploy, {"weights": ({"digest": "00ff00ff"},)}, "must have exactly the keys"),
     (deploy, {"weights": ({"digest": "00ff00ff", "dtype": "float32", "shape": (1.5,)},)}, "tuple of int"),
     (deploy, {"weights": ({"digest": "00ff00ff", "dtype": "S4", "shape": ()},)}, "dtype must be one of"),
-    (deploy, {"peers": ({"participant": 2, "address": "a:1", "public_key": None},)}, "peer 2 is not one of 2"),
-    (deploy, {"peers": ({"participant": 1, "address": "a:1", "public_key": "short"},)}, "40 characters of Z85"),
-    (deploy, {"peers": ({"participant": 1, "address": "a:1", "public_key": None},) * 2}, "a participant twice"),
+    (deploy, {"peers": ({"participant": 2, "address": "a:1", "public_key": None, "halo_address": None},)}, "peer 2 is not one of 2"),
+    (deploy, {"peers": ({"participant": 1, "address": "a:1", "public_key": "short", "halo_address": None},)}, "40 characters of Z85"),
+    (deploy, {"peers": ({"participant": 1, "address": "a:1", "public_key": None, "halo_address": None},) * 2}, "a participant twice"),
     (Measure, {"session": "s", "epoch": 0, "repeats": 0}, "repeats must be 1 to 10000"),
     (Ping, {"token": -1}, "token must not be negative"),
     (Welcome, dict.fromkeys(("software_version", "name", "device", "fingerprint"), "x") | {
