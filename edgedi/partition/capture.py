@@ -84,7 +84,7 @@ def capture_model(model: nn.Module, example_inputs: Any) -> Capture:
     with torch.no_grad():
         outputs = _translate(program, builder)
     slots = tuple(value if isinstance(value, str) else None for value in outputs)
-    layers, weights, slots = fuse(builder.layers, builder.weights, slots)
+    layers, weights, slots = fuse(builder.inputs, builder.layers, builder.weights, slots)
     used = {name for layer in layers for name in layer.weights.values()}
     weights = {name: tensor for name, tensor in weights.items() if name in used}
     graph = LayerGraph(

@@ -24,14 +24,14 @@ Merge = Callable[[Layer, Layer, dict[str, Tensor]], Layer | None]
 
 
 def fuse(
-    layers: Sequence[Layer], weights: Mapping[str, Tensor], outputs: Slots
+    inputs: Mapping[str, TensorSpec], layers: Sequence[Layer], weights: Mapping[str, Tensor], outputs: Slots
 ) -> tuple[list[Layer], dict[str, Tensor], Slots]:
     """Layers without what can be folded away and without what nobody reads; weights with the folded ones added."""
     kept, held = _reachable(layers, outputs), dict(weights)
-    shapes = {layer.name: layer.spec for layer in layers}
+    specs = {**inputs, **{layer.name: layer.spec for layer in layers}}
 
     def fuse_add(first: Layer, second: Layer, held: dict[str, Tensor]) -> Layer | None:
-        return _fuse_add(first, second, shapes)
+        return _fuse_add(first, second, specs)
 
     for merge in (_fold_affine, _fold_scale, fuse_add, _fuse_activation):
         kept = _merge_pairs(kept, held, outputs, merge)

@@ -283,7 +283,7 @@ def _expand(layer: Layer, shapes: Shapes, out: Region) -> tuple[Need, ...]:
 
 def _conv_flops(layer: Layer, shapes: Shapes) -> float:
     taps: int = math.prod(layer.attributes["kernel"])
-    return 2.0 * taps * (shapes[0][1] // layer.attributes["groups"])
+    return 2.0 * taps * int(shapes[0][1] // layer.attributes["groups"])
 
 
 def _conv_transpose_flops(layer: Layer, shapes: Shapes) -> float:

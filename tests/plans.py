@@ -1,0 +1,83 @@
+"""Random valid plans for any layer graph: every axis, whole segments, random boundaries, unequal and zero shares."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from edgedi.partition.axes import AXES, axis_dims
+from edgedi.partition.geometry import Interval, even_cuts, weighted_cuts
+from edgedi.partition.graph import LayerGraph
+from edgedi.partition.plan import HOME, Plan, Segment, reference
+
+
+def axis_plan(graph: LayerGraph, num_workers: int, axis: str = "rows", *, depth: int = 4) -> Plan:
+    """All that has ``axis`` split evenly along it, in segments of at most ``depth`` layers; the rest whole, in turn."""
+    dims, segments, position = axis_dims(graph, axis), [], 0
+    while position < len(graph.layers):
+        layers = _run(graph, position, depth, dims)
+        segments.append(
+            _split(graph, layers, axis, dims, even=num_workers) or _whole(graph, layers, len(segments) % num_workers)
+        )
+        position = segments[-1].layers.stop
+    return Plan(num_workers=num_workers, segments=tuple(segments), graph_digest=graph.digest, planner=axis)
+
+
+def random_plan(
+    graph: LayerGraph, num_workers: int, rng: random.Random, axes: Sequence[str] = (*AXES, "whole"), *, depth: int = 6
+) -> Plan:
+    """A plan whose every choice is ``rng``'s: axis, length and shares of each segment. One worker in four gets nothing."""
+    known = {axis: axis_dims(graph, axis) for axis in axes if axis != "whole"}
+    segments: list[Segment] = []
+    position = 0
+    while position < len(graph.layers):
+        axis = rng.choice(list(axes))
+        dims = known.get(axis, {})
+        layers = _run(graph, position, rng.randint(1, depth), dims)
+        segment = None if axis == "whole" else _split(graph, layers, axis, dims, weights=_weights(num_workers, rng))
+        segments.append(segment or _whole(graph, layers, rng.randrange(-1, num_workers)))
+        position = segments[-1].layers.stop
+    return Plan(num_workers=num_workers, segments=tuple(segments), graph_digest=graph.digest, planner="random")
+
+
+def _weights(num_workers: int, rng: random.Random) -> list[float]:
+    weights = [0.0 if rng.random() < 0.25 else rng.random() + 0.01 for _ in range(num_workers)]
+    return weights if any(weights) else [1.0] * num_workers
+
+
+def _run(graph: LayerGraph, start: int, depth: int, dims: Mapping[str, int]) -> Interval:
+    """Up to ``depth`` layers from ``start``, ended before an opaque layer and after a reduction along the axis."""
+    stop = start
+    while stop < min(start + depth, len(graph.layers)):
+        layer = graph.layers[stop]
+        if layer.op == "opaque":
+            return Interval(start, max(stop, start + 1))
+        stop += 1
+        if layer.op == "partial" and dims.get(layer.inputs[0]) in layer.attributes["dims"]:
+            break
+    return Interval(start, stop)
+
+
+def _split(
+    graph: LayerGraph,
+    layers: Interval,
+    axis: str,
+    dims: Mapping[str, int],
+    *,
+    even: int = 0,
+    weights: Sequence[float] = (),
+) -> Segment | None:
+    if graph.layers[layers.start].op == "opaque":
+        return None
+    name = reference(graph, layers, axis, dims)
+    if name is None:
+        return None
+    length = graph.spec(name).shape[dims[name]]
+    shares = even_cuts(length, even) if even else weighted_cuts(length, weights)
+    return Segment(layers=layers, axis=axis, length=length, shares=shares)
+
+
+def _whole(graph: LayerGraph, layers: Interval, worker: int) -> Segment:
+    """On ``worker``; one opaque layer alone is at home."""
+    opaque = graph.layers[layers.start].op == "opaque"
+    return Segment(layers=layers, axis="whole", on=HOME if opaque else worker)
