@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "partition": frozenset({"errors"}),
     "transforms": frozenset({"errors"}),
     "runtime": frozenset({"errors", "partition"}),
-    "cli": frozenset({"errors", "partition", "runtime", "transforms"}),
+    "bench": frozenset({"errors", "partition", "runtime"}),
+    "cli": frozenset({"errors", "partition", "runtime", "transforms", "bench"}),
 }
 
 # The modules that handle tensors. Everything else on a worker's path does without torch, so that a worker on another
@@ -36,10 +37,13 @@ TORCH_IMPORTERS = (
     "edgedi.runtime.kernels",
     "edgedi.runtime.kernels.*",
     "edgedi.runtime.tensors",
+    "edgedi.runtime.executor",
+    "edgedi.runtime.measure",  # times kernels on tensors of noise
+    # The coordinator's side only: it holds the user's model and answers.
     "edgedi.runtime.reference",
+    "edgedi.runtime.verify",
     "edgedi.runtime.session",
-    "edgedi.runtime.coordinator",
-    "edgedi.cli.bench*",  # builds and trains the demo's network; runs beside the workers, never in one
+    "edgedi.bench.*",  # builds and trains the demo's network; runs beside the workers, never in one
 )
 
 # The modules that only decide: a value in, a value out.

@@ -1,0 +1,71 @@
+"""Who takes part in a run: anything that answers the same inputs and can say how long it took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from edgedi.runtime.session import Session
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Payload bytes of one request: between the coordinator and workers (both ways), and among the workers."""
+
+    home_bytes: int
+    between_workers_bytes: int
+
+
+class Contender(Protocol):
+    """One way to run the network on inputs that it holds already, named by number."""
+
+    name: str
+
+    def seconds(self, index: int) -> float:
+        """Answer input ``index`` once; the seconds from the input being there to the answer being there."""
+        ...
+
+    def answer(self, index: int) -> Any:
+        """The latest answer to input ``index``."""
+        ...
+
+
+class SessionContender:
+    """A session, timed where its user stands: input and answer on the host."""
+
+    def __init__(self, name: str, session: Session, inputs: Sequence[tuple[Any, ...]]) -> None:
+        self.name = name
+        self.session = session
+        self._inputs = inputs
+        self._answers: dict[int, Any] = {}
+
+    def seconds(self, index: int) -> float:
+        """See ``Contender``."""
+        started_s = time.perf_counter()
+        answer = self.session(*self._inputs[index])
+        taken_s = time.perf_counter() - started_s
+        self._answers[index] = answer
+        return taken_s
+
+    def answer(self, index: int) -> Any:
+        """See ``Contender``."""
+        return self._answers[index]
+
+    def traffic(self) -> Traffic:
+        """What one more request sends. Call it while nobody else uses the workers: they count all sessions together."""
+        before = _sent(self.session)
+        self.session(*self._inputs[0])
+        after = _sent(self.session)
+        from_home, to_home, by_workers = (new - old for new, old in zip(after, before, strict=True))
+        return Traffic(home_bytes=from_home + to_home, between_workers_bytes=max(0, by_workers - to_home))
+
+
+def _sent(session: Session) -> tuple[int, int, int]:
+    """Bytes so far: coordinator to workers, workers to coordinator, and all that workers sent to anybody."""
+    statistics = session.statistics()
+    links: Mapping[str, int] = statistics.bytes_per_link
+    from_home = sum(count for link, count in links.items() if link.startswith("home -> "))
+    to_home = sum(count for link, count in links.items() if link.endswith(" -> home"))
+    return from_home, to_home, sum(int(values["sent_bytes"]) for values in statistics.workers.values())

@@ -1,0 +1,63 @@
+"""Networks by the name given on the command line, with weights that are random and yet the same in every process."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SEED = 0
+_SHORT = {"torchvision": "torchvision.models"}
+"""Modules that need not be written in full."""
+
+
+def load_network(name: str) -> nn.Module:
+    """The network that ``module:callable`` returns when called without arguments, in evaluation mode.
+
+    ``torchvision:NAME`` is short for ``torchvision.models:NAME``. Modules of the current folder are found too.
+    ``ValueError`` says what of the name is wrong.
+    """
+    build = _find(name)
+    torch.manual_seed(SEED)
+    try:
+        network = build()
+    except Exception as error:
+        reason = f"calling it without arguments raised {type(error).__name__}: {error}"
+        raise ValueError(f"--model {name}: {reason}") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"--model {name}: it returned a {type(network).__name__}, not a torch.nn.Module")
+    return network.eval()
+
+
+def _find(name: str) -> Callable[[], Any]:
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise ValueError(f"--model {name!r}: write torchvision:NAME or module:callable")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    module_name = _SHORT.get(module_name, module_name)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"--model {name}: module {module_name} does not import: {error}") from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise ValueError(f"--model {name}: {module_name} has no callable {attribute!r}{_like(module, attribute)}")
+    return found
+
+
+def _like(module: Any, attribute: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(attribute, [n for n in dir(module) if not n.startswith("_")], n=3)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def random_input(shape: tuple[int, ...]) -> Tensor:
+    """Normally distributed float32 numbers, the same for the same shape."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
