@@ -9,17 +9,20 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from edgedi.errors import EdgediError
 from edgedi.runtime.version import software_version
 
 if TYPE_CHECKING:
-    from edgedi.runtime.worker import WorkerOptions
+    from edgedi.runtime.worker import Worker, WorkerOptions
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+_MOST_THREADS = 1024
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+_LAST_WORDS_S = 5.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,9 +35,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     made.add_argument("--threads", type=_positive, default=None, help="threads per operator (default: all cores given)")
     made.add_argument("--cores", type=_cores, default=None, metavar="N,N", help="cores to run on (default: all)")
-    made.add_argument("--name", default=socket.gethostname(), help="name in plans and logs (default: the host's)")
+    made.add_argument(
+        "--name", type=_name, default=socket.gethostname(), help="name in plans and logs (default: the host's)"
+    )
     made.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="where layers run (default cpu)")
-    made.add_argument("--memory-limit", type=_size, default=None, metavar="BYTES", help="e.g. 512M or 2G (default: none)")
+    made.add_argument(
+        "--memory-limit", type=_size, default=None, metavar="BYTES", help="e.g. 512M or 2G (default: none)"
+    )
     made.add_argument("--key", default=None, metavar="FILE", help="this worker's key pair, made by edgedi-keygen")
     made.add_argument("--authorized-keys", default=None, metavar="FILE", help="public keys that may use this worker")
     made.add_argument("--insecure-no-auth", action="store_true", help="let anybody in reach use this worker")
@@ -54,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (EdgediError, ValueError, OSError) as error:
         print(f"edgedi-worker: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before it served
+        return 0
 
 
 def _prepare_process(arguments: argparse.Namespace) -> None:
@@ -61,37 +70,62 @@ def _prepare_process(arguments: argparse.Namespace) -> None:
     if arguments.cores is not None:
         if not hasattr(os, "sched_setaffinity"):
             raise ValueError("--cores: this system does not pin processes")
-        try:
-            os.sched_setaffinity(0, arguments.cores)
-        except OSError as error:
-            usable = sorted(os.sched_getaffinity(0))
-            raise ValueError(f"--cores {arguments.cores}: usable here are {usable}") from error
+        _pin(arguments.cores)
     if arguments.threads is None:
         affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
         arguments.threads = len(affinity)
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
 
 
+def _pin(cores: Sequence[int]) -> None:
+    """Run on ``cores`` from now on, on each of them."""
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, cores)
+        pinned = os.sched_getaffinity(0)
+    except OSError:  # none of them is there
+        pinned = set()
+    if pinned != set(cores):
+        given, usable = (",".join(map(str, sorted(numbers))) for numbers in (set(cores), before))
+        raise ValueError(f"--cores {given}: this process may use cores {usable}")
+
+
 def _serve(arguments: argparse.Namespace) -> int:
+    serving: list[Worker] = []
+    _end_on_signals(serving)
     options = _options(arguments)
     from edgedi.runtime.worker import Worker  # torch only now: options are wrong more often than torch is needed
 
     worker = Worker(options)
-    port = worker.bind()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda _number, _frame: _stop(worker))
-    if arguments.end_with_parent:
-        threading.Thread(target=_watch_parent, daemon=True).start()
-    print(f"ready {options.host}:{port}", flush=True)
-    _log_how_open(options, port, arguments)
-    worker.serve()
+    serving.append(worker)
+    try:
+        port = worker.bind()
+        if arguments.end_with_parent:
+            threading.Thread(target=_watch_parent, daemon=True).start()
+        print(f"ready {options.host}:{port}", flush=True)
+        _log_how_open(options, port, arguments)
+        worker.serve()
+    finally:
+        worker.close()
     logging.getLogger("edgedi.worker").info("stopped")
     return 0
 
 
-def _stop(worker: object) -> FrameType | None:
-    worker.stop()  # type: ignore[attr-defined]  # the class needs torch, which is not imported at the top
-    return None
+def _end_on_signals(serving: Sequence[Worker]) -> None:
+    """Have the first SIGINT or SIGTERM end the process at once, in the middle of a request too; later ones do nothing.
+
+    The exception leaves whatever runs; the flag is for when it is raised where Python ignores exceptions.
+    """
+
+    def end(_number: int, _frame: object) -> None:
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN)
+        for worker in serving:
+            worker.stop()
+        raise KeyboardInterrupt
+
+    for number in _ENDING:
+        signal.signal(number, end)
 
 
 def _options(arguments: argparse.Namespace) -> WorkerOptions:
@@ -100,9 +134,15 @@ def _options(arguments: argparse.Namespace) -> WorkerOptions:
 
     authorized = tuple(load_authorized_keys(arguments.authorized_keys)) if arguments.authorized_keys else ()
     check_bind(arguments.host, authorized=bool(authorized), insecure=arguments.insecure_no_auth)
+    if authorized and arguments.insecure_no_auth:
+        raise ValueError("--authorized-keys and --insecure-no-auth contradict each other: leave one out")
     if authorized and arguments.key is None:
         raise ValueError("--authorized-keys needs --key FILE, this worker's own key pair: make one with edgedi-keygen")
-    keypair = load_keypair(arguments.key) if arguments.key and authorized else None
+    if arguments.key and not authorized:
+        raise ValueError(
+            "--key alone lets nobody in: add --authorized-keys FILE, the public keys that may use this worker"
+        )
+    keypair = load_keypair(arguments.key) if arguments.key else None
     _check_device(arguments.device)
     from edgedi.runtime.worker import WorkerOptions
 
@@ -115,10 +155,10 @@ def _options(arguments: argparse.Namespace) -> WorkerOptions:
 def _check_device(device: str) -> None:
     if device == "cpu":
         return
-    from edgedi.runtime.device import device_available
+    from edgedi.runtime.tensors import device_available
 
     if not device_available(device):
-        raise ValueError(f"--device {device}: torch finds no such device here; use --device cpu")
+        raise ValueError(f"--device {device}: torch finds none that it can use here; take --device cpu")
 
 
 def _log_how_open(options: WorkerOptions, port: int, arguments: argparse.Namespace) -> None:
@@ -127,7 +167,9 @@ def _log_how_open(options: WorkerOptions, port: int, arguments: argparse.Namespa
         log.info("listening on %s:%d for %d authorised keys; my public key is %s", options.host, port,
                  len(options.authorized), options.keypair.public)  # fmt: skip
     elif arguments.insecure_no_auth:
-        log.warning("listening on %s:%d WITHOUT authentication: anybody in reach can use this worker", options.host, port)
+        log.warning(
+            "listening on %s:%d WITHOUT authentication: anybody in reach can use this worker", options.host, port
+        )
     else:
         log.info("listening on %s:%d, this machine only; to open it: edgedi-keygen, then --host 0.0.0.0 --key FILE "
                  "--authorized-keys FILE", options.host, port)  # fmt: skip
@@ -137,6 +179,10 @@ def _watch_parent() -> None:
     """End when the parent does: its end of our standard input closes then, however it died."""
     while sys.stdin.buffer.read(1):
         pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(
+        _LAST_WORDS_S
+    )  # a thread that serves nobody any more; only an operator that does not return sees the end
     os._exit(0)
 
 
@@ -147,9 +193,15 @@ def _port(text: str) -> int:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
+    if not text.isdigit() or not 1 <= int(text) <= _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_MOST_THREADS}")
     return int(text)
+
+
+def _name(text: str) -> str:
+    if not text.isprintable() or not 1 <= len(text) <= 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name: 1 to 64 printable characters")
+    return text
 
 
 def _cores(text: str) -> list[int]:
@@ -161,7 +213,7 @@ def _cores(text: str) -> list[int]:
 
 def _size(text: str) -> int:
     number, unit = (text[:-1], text[-1].lower()) if text and not text[-1].isdigit() else (text, "")
-    if unit not in _UNITS or not number.replace(".", "", 1).isdigit() or float(number) <= 0:
+    if unit not in _UNITS or not number.replace(".", "", 1).isdigit() or float(number) * _UNITS[unit] < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512M or 2G")
     return int(float(number) * _UNITS[unit])
 

@@ -28,10 +28,3 @@ def peak_memory_bytes() -> int:
     """Largest resident size of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def device_available(device: str) -> bool:
-    """Whether torch can run on ``device`` (``cuda`` or ``mps``) here."""
-    import torch
-
-    return bool(torch.cuda.is_available() if device == "cuda" else torch.backends.mps.is_available())

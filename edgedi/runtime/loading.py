@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
-
 from edgedi.errors import EdgediError, RemoteProtocolError
 from edgedi.partition.graph import Layer, LayerGraph, TensorSpec
 from edgedi.partition.memory import program_bytes
 from edgedi.partition.operators import TABLE, weight_interval
-from edgedi.partition.program import Program, ProgramSet, Run
+from edgedi.partition.program import UNSPLIT, Piece, Program, ProgramSet, Recv, Run
 from edgedi.partition.simulate import region_of
 from edgedi.runtime.executor import LoadedProgram
 from edgedi.runtime.kernels import fused
+from edgedi.runtime.tensors import Tensor, made_on
 from edgedi.runtime.weights import WeightStore
+
+Expected = Mapping[tuple[Piece, int], tuple[tuple[int, ...], str]]
+"""Shape and element type of every piece that a program receives, by piece and source."""
 
 INPUT = "input"
 """Pseudo-operator of a tensor that a program reads but does not make."""
@@ -34,7 +36,7 @@ class WorkerMemoryError(EdgediError):
 
 
 class Shipment:
-    """Which weights a program needs, cut as it needs them: layer descriptions by digest, and the tensors behind them."""
+    """Which weights a program needs, cut as it needs them: layers described by digest, and the tensors behind them."""
 
     def __init__(self, weights: Mapping[str, Tensor], digest: Callable[[Tensor], str]) -> None:
         self._weights, self._digest = weights, digest
@@ -82,7 +84,7 @@ def read_graph(layers: tuple[dict[str, Any], ...]) -> LayerGraph:
     made: list[Layer] = []
     try:
         for values in layers:
-            layer = Layer.from_dict(values)
+            layer = _read_layer(values)
             if layer.op == INPUT:
                 inputs[layer.name] = layer.spec
             elif layer.op not in TABLE or layer.op == "opaque":
@@ -90,8 +92,39 @@ def read_graph(layers: tuple[dict[str, Any], ...]) -> LayerGraph:
             else:
                 made.append(layer)
         return LayerGraph(inputs=inputs, layers=tuple(made), outputs=())
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RemoteProtocolError(f"layers are not described as they should be: {error}") from error
+
+
+def _read_layer(values: dict[str, Any]) -> Layer:
+    """A described layer whose parts are of their types; what its attributes are worth, the operator table says."""
+    layer = Layer.from_dict(values)
+    texts = (layer.name, layer.op, *layer.inputs, *layer.weights, *layer.weights.values())
+    if not all(type(text) is str for text in texts):
+        raise ValueError(f"layer {layer.name!r} names something that is no text")
+    if not all(type(size) is int and size >= 0 for size in layer.spec.shape):
+        raise ValueError(f"layer {layer.name!r} has shape {layer.spec.shape}")
+    return layer
+
+
+def expected_pieces(program: Program, graph: LayerGraph) -> Expected:
+    """What a program's RECV instructions wait for, and what each must look like.
+
+    Intervals are not checked: partial results are numbered along their first dimension, beyond the one that each has.
+    """
+    return {
+        (i.piece, i.source): (_piece_shape(i.piece, graph.spec(i.piece.tensor)), graph.spec(i.piece.tensor).dtype)
+        for i in program.instructions
+        if isinstance(i, Recv)
+    }
+
+
+def _piece_shape(piece: Piece, spec: TensorSpec) -> tuple[int, ...]:
+    if piece.dim == UNSPLIT:
+        return spec.shape
+    if piece.dim >= spec.rank:
+        raise ValueError(f"{piece} is no part of {spec}")
+    return tuple(len(piece.interval) if dim == piece.dim else size for dim, size in enumerate(spec.shape))
 
 
 def load(
@@ -101,29 +134,40 @@ def load(
     packer: fused.Packer | None,
     *,
     limit_bytes: int | None = None,
+    device: str = "cpu",
 ) -> LoadedProgram:
-    """A program ready to run. ``RemoteProtocolError`` for a bad one, ``WorkerMemoryError`` for one that is too large."""
+    """A program ready to run on ``device``, where the weights of ``store`` lie already.
+
+    ``RemoteProtocolError`` for whatever is wrong with it, ``WorkerMemoryError`` for one that is too large beside what
+    other programs hold.
+    """
     graph = read_graph(layers)
     try:
         program = Program.parse(text)
-    except (ValueError, IndexError) as error:
+        expected_pieces(program, graph)
+    except (ValueError, IndexError, KeyError) as error:
         raise RemoteProtocolError(f"the program does not read: {error}") from error
-    if limit_bytes is not None:
-        _check_memory(program, graph, store, digests_of(layers), limit_bytes)
     try:
-        return LoadedProgram(program, graph, lambda name, cut: store[name], packer=packer)
-    except (KeyError, ValueError, TypeError, IndexError, RuntimeError, AssertionError) as error:
+        if limit_bytes is not None:
+            _check_memory(program, graph, store, digests_of(layers), limit_bytes)
+        with made_on(device):
+            return LoadedProgram(program, graph, lambda name, cut: store[name], packer=packer, device=device)
+    except EdgediError:
+        raise
+    except Exception as error:  # the table's functions take a stranger's attributes: whatever they raise is his doing
         raise RemoteProtocolError(f"the program does not load: {type(error).__name__}: {error}") from error
 
 
 def _check_memory(
     program: Program, graph: LayerGraph, store: WeightStore, digests: tuple[str, ...], limit_bytes: int
 ) -> None:
-    weights = sum(store[digest].numel() * store[digest].element_size() for digest in digests)
+    weights = store.bytes_of(digests)
+    others = max(0, store.pinned_bytes - weights)
     peak, layer = program_bytes(program, graph)
-    if weights + peak > limit_bytes:
+    if weights + others + peak > limit_bytes:
+        beside = f", other programs hold {others / 1e6:.1f} MB" if others else ""
         raise WorkerMemoryError(
-            f"the program needs {weights / 1e6:.1f} MB of weights and {peak / 1e6:.1f} MB of maps (most at layer {layer}), "
-            f"the limit is {limit_bytes / 1e6:.1f} MB: raise --memory-limit or add workers",
+            f"the program needs {weights / 1e6:.1f} MB of weights and {peak / 1e6:.1f} MB of maps (most at layer "
+            f"{layer}){beside}, the limit is {limit_bytes / 1e6:.1f} MB: raise --memory-limit or add workers",
             layer=layer,
         )

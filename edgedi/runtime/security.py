@@ -201,6 +201,11 @@ class Authenticator:
         with self._lock:
             return key in self._authorized or key in self._num_sessions
 
+    def is_client(self, key: str) -> bool:
+        """Return whether this key was authorised for good, and not only admitted for a session."""
+        with self._lock:
+            return key in self._authorized
+
     def statistics(self) -> AuthenticatorStatistics:
         """Return counts, all taken at one moment."""
         with self._lock:

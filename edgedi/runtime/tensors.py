@@ -1,20 +1,46 @@
 """Tensors as bytes: the order of elements on the wire, and between torch and buffers.
 
-A map of rank 4 travels as [batch, rows, columns, channels] (``nhwc``), everything else as it is indexed (``nchw``). Rows
-of a channels-last map are then one run of memory at batch 1, so a halo is a view and is sent without a copy.
+A map of rank 4 travels as [batch, rows, columns, channels] (``nhwc``), everything else as it is indexed (``nchw``).
+Rows of a channels-last map are then one run of memory at batch 1, so a halo is a view and is sent without a copy.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from edgedi.runtime.kernels.eager import TORCH_DTYPES
+from edgedi.runtime.messages import Buffer
+
+__all__ = ["Tensor", "device_available", "from_wire", "inference", "made_on", "set_up_torch", "to_wire"]
 
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+def set_up_torch(threads: int) -> None:
+    """What a worker sets once: threads per operator, and float32 that is float32 on every device."""
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def device_available(device: str) -> bool:
+    """Whether torch can run on ``device`` (``cuda`` or ``mps``) here."""
+    return bool(torch.cuda.is_available() if device == "cuda" else torch.backends.mps.is_available())
+
+
+def inference() -> AbstractContextManager[object]:
+    """Within it torch keeps no books for gradients; for the calling thread only."""
+    return torch.inference_mode()
+
+
+def made_on(device: str) -> AbstractContextManager[object]:
+    """Within it new tensors are made on ``device``: tables that kernels read lie where they run."""
+    return nullcontext() if device == "cpu" else torch.device(device)
 
 
 def to_wire(tensor: Tensor) -> tuple[memoryview, str, tuple[int, ...], str]:
@@ -22,11 +48,11 @@ def to_wire(tensor: Tensor) -> tuple[memoryview, str, tuple[int, ...], str]:
     layout = "nhwc" if tensor.dim() == 4 else "nchw"
     stored = tensor.detach().permute(0, 2, 3, 1) if layout == "nhwc" else tensor.detach()
     stored = stored.cpu().contiguous()
-    raw = stored.reshape(-1).view(torch.uint8) if stored.numel() else torch.empty(0, dtype=torch.uint8)
+    raw = stored.reshape(-1).view(torch.uint8) if stored.numel() else torch.empty(0, dtype=torch.uint8, device="cpu")
     return memoryview(raw.numpy()), _NAMES[tensor.dtype], tuple(tensor.shape), layout
 
 
-def from_wire(buffer: memoryview | bytes, dtype: str, shape: Sequence[int], layout: str, *, own: bool) -> Tensor:
+def from_wire(buffer: Buffer, dtype: str, shape: Sequence[int], layout: str, *, own: bool) -> Tensor:
     """The tensor of ``shape`` that ``to_wire`` sent; with ``own`` in memory of its own, else a view of ``buffer``."""
     stored_shape = [shape[0], *shape[2:], shape[1]] if layout == "nhwc" else list(shape)
     if 0 in shape:
@@ -37,3 +63,8 @@ def from_wire(buffer: memoryview | bytes, dtype: str, shape: Sequence[int], layo
             flat = torch.frombuffer(buffer, dtype=TORCH_DTYPES[dtype])
     stored = (flat.clone() if own else flat).reshape(stored_shape)
     return stored.permute(0, 3, 1, 2) if layout == "nhwc" else stored
+
+
+def element_type(tensor: Tensor) -> str:
+    """Name of a tensor's element type, as specs and messages have it."""
+    return _NAMES[tensor.dtype]

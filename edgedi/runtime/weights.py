@@ -6,9 +6,10 @@ import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
-from torch import Tensor
+from edgedi.runtime.tensors import Tensor, to_wire
 
-from edgedi.runtime.tensors import to_wire
+RETAINED_BYTES = 1_000_000_000
+"""Weights that nobody uses any more and that stay for a next session, where no limit is set."""
 
 
 def weight_digest(tensor: Tensor) -> str:
@@ -20,10 +21,12 @@ def weight_digest(tensor: Tensor) -> str:
 
 
 class WeightStore:
-    """Tensors by digest. Those in use stay; of the others as many as fit into ``limit_bytes`` stay for a next session."""
+    """Tensors by digest, on one device. Those in use stay; of the others, the latest used stay for a next session: as
+    many as fit beside the used ones into ``limit_bytes``, or, without a limit, ``RETAINED_BYTES`` of them.
+    """
 
-    def __init__(self, limit_bytes: int | None = None) -> None:
-        self._limit_bytes = limit_bytes
+    def __init__(self, limit_bytes: int | None = None, *, device: str = "cpu") -> None:
+        self._limit_bytes, self._device = limit_bytes, device
         self._tensors: OrderedDict[str, Tensor] = OrderedDict()
         self._users: Counter[str] = Counter()
 
@@ -36,17 +39,28 @@ class WeightStore:
 
     @property
     def num_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in self._tensors.values())
+        """Bytes of all tensors held."""
+        return self.bytes_of(self._tensors)
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Bytes of those in use."""
+        return self.bytes_of(digest for digest in self._tensors if digest in self._users)
+
+    def bytes_of(self, digests: Iterable[str]) -> int:
+        """Bytes of ``digests``, each counted once; ``KeyError`` for one that is not here."""
+        tensors = [self._tensors[digest] for digest in dict.fromkeys(digests)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def missing(self, digests: Iterable[str]) -> tuple[str, ...]:
         """Those of ``digests`` that are not here, each once."""
         return tuple(digest for digest in dict.fromkeys(digests) if digest not in self._tensors)
 
     def add(self, digest: str, tensor: Tensor) -> None:
-        """Keep ``tensor``. ``ValueError`` if its content is not what its name says."""
+        """Keep ``tensor``. ``ValueError`` if it is not what its name says, ``RuntimeError`` if there is no room."""
         if weight_digest(tensor) != digest:
             raise ValueError(f"weights named {digest[:12]} have other content")
-        self._tensors[digest] = tensor
+        self._tensors[digest] = tensor.to(self._device)
 
     def use(self, digests: Iterable[str]) -> None:
         """Pin ``digests`` for one more program."""
@@ -59,10 +73,9 @@ class WeightStore:
         self.trim()
 
     def trim(self) -> None:
-        """Forget unpinned tensors, oldest first, until what is held fits into the limit."""
-        if self._limit_bytes is None:
-            return
-        excess = self.num_bytes - self._limit_bytes
+        """Forget unpinned tensors, oldest first, until what is held fits."""
+        limit_bytes = self.pinned_bytes + RETAINED_BYTES if self._limit_bytes is None else self._limit_bytes
+        excess = self.num_bytes - limit_bytes
         for digest in [d for d in self._tensors if d not in self._users]:
             if excess <= 0:
                 return

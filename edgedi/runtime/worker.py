@@ -7,6 +7,7 @@ Requests run in the order in which they began; one that waits for a halo lets th
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import socket
@@ -15,11 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import zmq
-from torch import Tensor
 
-from edgedi.errors import EdgediError, ProtocolError, RemoteProtocolError
+from edgedi.errors import EdgediError, ProtocolError, RemoteProtocolError, SecurityError
 from edgedi.partition.geometry import Interval
 from edgedi.partition.plan import HOME
 from edgedi.partition.program import Piece as ProgramPiece
@@ -27,11 +26,11 @@ from edgedi.partition.program import participant_name
 from edgedi.runtime import device as device_facts
 from edgedi.runtime import halo_links
 from edgedi.runtime import worker_state as state
-from edgedi.runtime.halo_links import HaloListener
 from edgedi.runtime.executor import LoadedProgram, ProgramRun
+from edgedi.runtime.halo_links import HaloListener
 from edgedi.runtime.kernels import fused
-from edgedi.runtime.keys import KeyPair
-from edgedi.runtime.loading import WorkerMemoryError, digests_of, load
+from edgedi.runtime.keys import KeyPair, parse_worker_address
+from edgedi.runtime.loading import Expected, WorkerMemoryError, expected_pieces, load
 from edgedi.runtime.measure import measure_program
 from edgedi.runtime.messages import Deploy, Failed, Measured, Message, Piece, Ready, Refused, Statistics, Welcome
 from edgedi.runtime.peers import PeerLinks
@@ -42,7 +41,7 @@ from edgedi.runtime.security import (
     peer_key,
     zmq_errors,
 )
-from edgedi.runtime.tensors import from_wire, to_wire
+from edgedi.runtime.tensors import Tensor, from_wire, inference, set_up_torch, to_wire
 from edgedi.runtime.version import software_version
 from edgedi.runtime.weights import WeightStore
 from edgedi.runtime.wire import WIRE_VERSION, decode, encode
@@ -73,8 +72,9 @@ class WorkerOptions:
 class _Installed:
     deploy: Deploy
     program: LoadedProgram
-    digests: tuple[str, ...]
-    links: PeerLinks
+    expected: Expected
+    links: PeerLinks | None = None
+    """Made by the first request: only then have all workers of the session let each other in."""
 
 
 @dataclass(slots=True)
@@ -89,7 +89,8 @@ class Worker:
 
     def __init__(self, options: WorkerOptions, clock: Callable[[], float] = time.monotonic) -> None:
         self._options, self._clock = options, clock
-        self._store = WeightStore(options.memory_limit_bytes)
+        self._store = WeightStore(options.memory_limit_bytes, device=options.device)
+        self._pinned: dict[state.Epoch, tuple[str, ...]] = {}
         self._packer = fused.Packer() if fused.available() and options.device == "cpu" else None
         self._state = state.WorkerState(self._store.missing)
         self._epochs: dict[state.Epoch, _Installed] = {}
@@ -100,15 +101,16 @@ class Worker:
         self._socket = self._context.socket(zmq.ROUTER)
         self._halos = HaloListener() if halo_links.supported() else None
         self._poller = zmq.Poller()
-        self._counts = {"requests": 0, "busy_s": 0.0, "sent_bytes": 0, "received_bytes": 0}
+        self._counts: dict[str, int | float] = {"requests": 0, "busy_s": 0.0, "sent_bytes": 0, "received_bytes": 0}
         self._perform: dict[type, Callable[[Any], None]] = {
             state.Reply: lambda a: self._send(a.link, a.message),
             state.Greet: self._greet,
             state.Store: self._keep,
+            state.Expect: self._expect,
             state.Install: self._install,
             state.Uninstall: self._uninstall,
             state.Deliver: self._deliver,
-            state.Forget: lambda a: self._requests.pop(a.request, None) and None,
+            state.Forget: self._forget,
             state.RunMeasure: self._measure,
             state.TellStatistics: self._tell,
         }
@@ -126,17 +128,18 @@ class Worker:
         with zmq_errors(f"listening on {options.host}:{options.port}"):
             self._socket.bind(f"tcp://{host}:{options.port or '*'}")
         endpoint = self._socket.getsockopt(zmq.LAST_ENDPOINT)
+        assert isinstance(endpoint, bytes)
         return int(endpoint.decode().rsplit(":", 1)[1])
 
     def serve(self) -> None:
-        """Serve until stopped; everything is closed afterwards."""
-        torch.set_num_threads(self._options.threads)
+        """Serve until stopped, or until a signal handler raises ``KeyboardInterrupt``; then everything is closed."""
+        set_up_torch(self._options.threads)
         keep_freed_memory()
         self._poller.register(self._socket, zmq.POLLIN)
         if self._halos is not None:
             self._poller.register(self._halos.listener, zmq.POLLIN)
         try:
-            with torch.inference_mode():
+            with inference(), contextlib.suppress(KeyboardInterrupt):
                 while not self._stopped:
                     self._poller.poll(_IDLE_POLL_MS)
                     self._accept_peers()
@@ -152,7 +155,8 @@ class Worker:
     def close(self) -> None:
         """Close sockets and links."""
         for installed in self._epochs.values():
-            installed.links.close()
+            if installed.links is not None:
+                installed.links.close()
         self._epochs.clear()
         self._socket.close(0)
         if self._halos is not None:
@@ -161,7 +165,7 @@ class Worker:
             self._authenticator.stop()
         self._context.destroy(0)
 
-    # --- events in, actions out ----------------------------------------------------------------------------------------
+    # --- events in, actions out ---------------------------------------------------------------------------------------
 
     def _drain(self) -> None:
         """Take every message that is there, then run what can run; again until neither gives anything."""
@@ -216,20 +220,27 @@ class Worker:
             return
         if isinstance(message, Piece):
             self._counts["received_bytes"] += len(message.payload)
-        self._do(state.Received(link, message, self._clock()))
+        key, only_peer = None, False
+        if self._authenticator is not None:
+            key = peer_key(frames[-1])
+            only_peer = key is None or not self._authenticator.is_client(key)
+        self._do(state.Received(link, message, self._clock(), key, only_peer))
 
     def _do(self, event: state.Event) -> None:
         for action in self._state.handle(event):
-            self._perform[type(action)](action)
+            try:
+                self._perform[type(action)](action)
+            except Exception:  # a bug of ours that one session met must not end the others
+                log.exception("%s failed", type(action).__name__)
 
     def _send(self, link: bytes, message: Message) -> None:
         header, *payload = encode(message)
         try:
-            self._socket.send(link, zmq.SNDMORE)
+            self._socket.send(link, zmq.SNDMORE | zmq.NOBLOCK)  # whoever does not read must not keep the others waiting
             self._socket.send(header, zmq.SNDMORE if payload else 0)
-            if payload:
-                self._socket.send(payload[0], copy=len(payload[0]) < COPY_BYTES)
-        except zmq.ZMQError as error:  # whoever asked is gone
+            for part in payload:
+                self._socket.send(part, 0, len(part) < COPY_BYTES)
+        except zmq.ZMQError as error:  # whoever asked is gone, or has left a thousand answers unread
             log.info("could not answer: %s", error)
 
     # --- actions -----------------------------------------------------------------------------------------------------
@@ -254,56 +265,72 @@ class Worker:
         tensor = from_wire(weights.payload, weights.dtype, weights.shape, _layout(weights.shape), own=True)
         try:
             self._store.add(weights.digest, tensor)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # other content than named; no room on the device
             self._send(action.link, Refused(reason=str(error)))
             return
         self._do(state.Stored(weights.digest))
 
+    def _expect(self, action: state.Expect) -> None:
+        """Pin what is here of a program's weights, and let the session's other workers in: the coordinator vouches."""
+        deploy = action.deploy
+        digests = tuple(weight["digest"] for weight in deploy.weights)
+        self._pinned[deploy.session, deploy.epoch] = digests
+        self._store.use(digests)
+        if self._authenticator is not None:
+            keys = [peer["public_key"] for peer in deploy.peers if peer["public_key"] is not None]
+            self._authenticator.admit(deploy.session, keys)
+
     def _install(self, action: state.Install) -> None:
         deploy, started_s = action.deploy, self._clock()
         epoch = (deploy.session, deploy.epoch)
-        digests = digests_of(deploy.layers)
-        self._store.use(digests)
         try:
-            limit = self._options.memory_limit_bytes
-            program = load(deploy.program, deploy.layers, self._store, self._packer, limit_bytes=limit)
-            links = PeerLinks(self._context, deploy.peers, self._options.keypair)
+            self._check_peers(deploy)
+            program = load(
+                deploy.program, deploy.layers, self._store, self._packer,
+                limit_bytes=self._options.memory_limit_bytes, device=self._options.device,
+            )  # fmt: skip
         except EdgediError as error:
-            self._store.release(digests)
             layer = error.layer if isinstance(error, WorkerMemoryError) else None
             kind = "memory" if isinstance(error, WorkerMemoryError) else "program"
-            self._send(action.link, Failed(
-                session=deploy.session, epoch=deploy.epoch, request=None, error=kind, text=str(error)[:2000], layer=layer
-            ))  # fmt: skip
+            text = str(error)[:2000]
+            failed = Failed(
+                session=deploy.session, epoch=deploy.epoch, request=None, error=kind, text=text, layer=layer
+            )  # fmt: skip
+            self._send(action.link, failed)
             self._do(state.InstallFailed(epoch))
             return
-        self._admit(deploy)
-        self._epochs[epoch] = _Installed(deploy, program, digests, links)
+        self._epochs[epoch] = _Installed(deploy, program, expected_pieces(program.program, program.graph))
         self._store.trim()
-        seconds, weight_bytes = self._clock() - started_s, self._bytes_of(digests)
+        seconds, weight_bytes = self._clock() - started_s, self._store.bytes_of(self._pinned[epoch])
         self._send(
             action.link,
             Ready(session=deploy.session, epoch=deploy.epoch, seconds=seconds, weight_bytes=weight_bytes),
         )
         self._do(state.Installed(epoch))
 
-    def _admit(self, deploy: Deploy) -> None:
-        """Let the session's other workers in, by the keys that the coordinator vouches for."""
-        if self._authenticator is not None:
-            keys = [peer["public_key"] for peer in deploy.peers if peer["public_key"] is not None]
-            self._authenticator.admit(deploy.session, keys)
-
-    def _bytes_of(self, digests: tuple[str, ...]) -> int:
-        return sum(self._store[d].numel() * self._store[d].element_size() for d in digests)
+    def _check_peers(self, deploy: Deploy) -> None:
+        """Links between workers are as this worker's own: all with keys, or all open."""
+        for peer in deploy.peers:
+            try:
+                parse_worker_address(peer["address"])
+            except ValueError as error:
+                raise RemoteProtocolError(f"a peer has no address: {error}") from error
+            if peer["public_key"] is not None and self._options.keypair is None:
+                raise SecurityError("the session's links need keys, and this worker has none: start it with --key")
+            if peer["public_key"] is None and self._options.keypair is not None:
+                raise SecurityError(f"no public key is given for peer {peer['address']}, and this worker wants one")
 
     def _uninstall(self, action: state.Uninstall) -> None:
         installed = self._epochs.pop(action.epoch, None)
-        if installed is not None:
+        if installed is not None and installed.links is not None:
             installed.links.close()
-            self._store.release(installed.digests)
+        self._store.release(self._pinned.pop(action.epoch, ()))
         session = action.epoch[0]
         if self._authenticator is not None and session not in self._state.sessions:
             self._authenticator.dismiss(session)
+
+    def _forget(self, action: state.Forget) -> None:
+        self._requests.pop(action.request, None)
 
     def _deliver(self, action: state.Deliver) -> None:
         piece, key = action.piece, action.request
@@ -312,8 +339,16 @@ class Worker:
             installed = self._epochs[key[0], key[1]]
             request = _Request(ProgramRun(installed.program), installed, self._clock() + piece.deadline_s)
             self._requests[key] = request
+        named = ProgramPiece(piece.tensor, piece.dim, Interval(piece.start, piece.stop))
+        expected = request.installed.expected.get((named, piece.source))
+        if expected != (piece.shape, piece.dtype):
+            given = f"{piece.dtype}{list(piece.shape)}"
+            error = RemoteProtocolError(f"{named} of participant {piece.source} came as {given}, not as {expected}")
+            self._fail(key, request, error)
+            self._end(key)
+            return
         tensor = from_wire(piece.payload, piece.dtype, piece.shape, piece.layout, own=False)
-        request.run.deliver(ProgramPiece(piece.tensor, piece.dim, Interval(piece.start, piece.stop)), piece.source, tensor)
+        request.run.deliver(named, piece.source, tensor.to(self._options.device))
 
     def _measure(self, action: state.RunMeasure) -> None:
         message = action.message
@@ -321,15 +356,23 @@ class Worker:
         if installed is None:
             self._send(action.link, Refused(reason=f"epoch {message.epoch} is not installed"))
             return
-        seconds = measure_program(installed.program, message.repeats)
+        try:
+            seconds = measure_program(installed.program, message.repeats)
+        except Exception as error:  # whatever an operator raises over a description of a stranger's
+            self._send(action.link, Refused(reason=f"measuring failed: {type(error).__name__}: {error}"[:500]))
+            return
         self._send(action.link, Measured(session=message.session, epoch=message.epoch, seconds=seconds))
 
     def _tell(self, action: state.TellStatistics) -> None:
-        values = {**self._counts, "weight_bytes": self._store.num_bytes, "dropped_pieces": self._state.num_dropped}
-        values["peak_memory_bytes"] = device_facts.peak_memory_bytes()
+        values: dict[str, int | float | str] = {
+            **self._counts,
+            "weight_bytes": self._store.num_bytes,
+            "dropped_pieces": self._state.num_dropped,
+            "peak_memory_bytes": device_facts.peak_memory_bytes(),
+        }
         self._send(action.link, Statistics(session=action.session, values=values))
 
-    # --- running -------------------------------------------------------------------------------------------------------
+    # --- running ------------------------------------------------------------------------------------------------------
 
     def _run_requests(self) -> bool:
         """Give every request a turn, oldest first, until one moves; whether any did."""
@@ -345,14 +388,21 @@ class Worker:
     def _advance(self, key: state.Request, request: _Request) -> None:
         started_s = self._clock()
         try:
-            done = request.run.advance(lambda piece, tensor, target: self._send_piece(key, request, piece, tensor, target))
-        except (RuntimeError, EdgediError, zmq.ZMQError, IndexError, TypeError, ValueError) as error:
+            self._connect_peers(request.installed)
+            done = request.run.advance(
+                lambda piece, tensor, target: self._send_piece(key, request, piece, tensor, target)
+            )
+        except Exception as error:  # of an operator, a link or a peer: it belongs to this request
             self._fail(key, request, error)
             done = True
         self._counts["busy_s"] += self._clock() - started_s
         if done:
             self._counts["requests"] += 1
             self._end(key)
+
+    def _connect_peers(self, installed: _Installed) -> None:
+        if installed.links is None:
+            installed.links = PeerLinks(self._context, installed.deploy.peers, self._options.keypair)
 
     def _end(self, key: state.Request) -> None:
         self._requests.pop(key, None)
@@ -393,6 +443,7 @@ class Worker:
             if owner is not None:
                 self._send(owner, message)
             return
+        assert request.installed.links is not None, "connected before the run"
         try:
             request.installed.links.send(target, message)
         except zmq.ZMQError as error:
@@ -414,8 +465,3 @@ def keep_freed_memory() -> None:
         libc.mallopt(_TRIM_THRESHOLD, _KEEP_BYTES)
     except OSError:
         log.debug("no glibc: allocator left as it is")
-
-
-def peer_of(frame: zmq.Frame) -> str | None:
-    """Public key of whoever sent a frame, ``None`` on an open link."""
-    return peer_key(frame)

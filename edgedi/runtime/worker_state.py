@@ -1,14 +1,18 @@
 """What a worker decides, without sockets, tensors or clocks: ``handle`` takes an event and returns actions.
 
-A session belongs to the link that deployed it: only that link may deploy to it, close it or abort its requests. Peers of
-the session may send pieces, nothing else. Of each session several epochs can be installed; a request lives in one epoch
-and starts with its first piece. Pieces of an epoch that is not installed yet are parked, up to a limit; pieces of an
-older or closed one are dropped and counted.
+A session belongs to the link, and to the key proven over it, that deployed it: only they may deploy to it, close it or
+abort its requests. Where keys are in use, pieces come from its owner and from the peers that its owner named; a key
+that was let in as some session's peer may send pieces and nothing else.
+
+Of each session several epochs can be installed; a request lives in one epoch and starts with its first piece. Pieces of
+an epoch that is yet to come are parked, up to a number, a size and a time; pieces of an epoch or a request that is over
+are dropped and counted.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from edgedi.partition.operators import OPERATOR_TABLE_VERSION
@@ -27,16 +31,25 @@ from edgedi.runtime.messages import (
     Pong,
     Refused,
     Weights,
+    buffer_bytes,
 )
 from edgedi.runtime.wire import WIRE_VERSION
 
 MAX_PARKED = 256
 """Pieces kept for epochs that are not installed yet; the oldest go first."""
+MAX_PARKED_BYTES = 64_000_000
+"""What their payloads may hold together."""
+MAX_ENDED = 1024
+"""Requests of an epoch that may end before one that began earlier; what is further back has ended."""
 SESSION_SILENCE_S = 60.0
 """A session whose coordinator says nothing for this long is closed."""
 
+SAME_USER = b""
+"""Link of the pieces that come from processes of the same user on this machine, without keys."""
+
 Epoch = tuple[str, int]
 Request = tuple[str, int, int]
+MissingWeights = Callable[[Iterable[str]], tuple[str, ...]]
 
 
 # --- events ----------------------------------------------------------------------------------------------------------
@@ -44,11 +57,17 @@ Request = tuple[str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """``message`` arrived over ``link`` at time ``now_s``."""
+    """``message`` arrived over ``link`` at time ``now_s``.
+
+    ``key`` is the public key that its sender proved, ``None`` where links are open. ``only_peer`` says that this key
+    was let in by a session's owner as one of its peers, and by nobody else.
+    """
 
     link: bytes
     message: Message
     now_s: float
+    key: str | None = None
+    only_peer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +113,8 @@ Event = Received | Stored | Installed | InstallFailed | Ended | Tick
 
 @dataclass(frozen=True, slots=True)
 class Reply:
+    """Send ``message`` over ``link``."""
+
     link: bytes
     message: Message
 
@@ -107,18 +128,31 @@ class Greet:
 
 @dataclass(frozen=True, slots=True)
 class Store:
+    """Check weights that some session waits for, and keep them."""
+
     link: bytes
     weights: Weights
 
 
 @dataclass(frozen=True, slots=True)
+class Expect:
+    """A program is coming: hold on to its weights, and let its peers in, before any of them can knock."""
+
+    deploy: Deploy
+
+
+@dataclass(frozen=True, slots=True)
 class Install:
+    """Load the program of an epoch: its weights are all here."""
+
     link: bytes
     deploy: Deploy
 
 
 @dataclass(frozen=True, slots=True)
 class Uninstall:
+    """Undo ``Expect`` and, where it came to that, ``Install``."""
+
     epoch: Epoch
 
 
@@ -132,46 +166,77 @@ class Deliver:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
+    """Drop a request and all that it holds."""
+
     request: Request
 
 
 @dataclass(frozen=True, slots=True)
 class RunMeasure:
+    """Time every layer of an installed program."""
+
     link: bytes
     message: Measure
 
 
 @dataclass(frozen=True, slots=True)
 class TellStatistics:
+    """Tell a session's owner what this worker has counted."""
+
     link: bytes
     session: str
 
 
-Action = Reply | Greet | Store | Install | Uninstall | Deliver | Forget | RunMeasure | TellStatistics
+Action = Reply | Greet | Store | Expect | Install | Uninstall | Deliver | Forget | RunMeasure | TellStatistics
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
+class _Ended:
+    """Which requests of one epoch are over. They may end in another order than they began in."""
+
+    up_to: int = -1
+    numbers: set[int] = field(default_factory=set)
+
+    def add(self, number: int) -> None:
+        self.numbers.add(number)
+        while len(self.numbers) > MAX_ENDED:
+            self.up_to = min(self.numbers)
+            self.numbers.remove(self.up_to)
+
+    def __contains__(self, number: int) -> bool:
+        return number <= self.up_to or number in self.numbers
+
+
+@dataclass(slots=True)
 class _Session:
     link: bytes
+    key: str | None
     heard_s: float
     waiting: dict[int, tuple[Deploy, set[str]]] = field(default_factory=dict)
     installed: set[int] = field(default_factory=set)
+    newest: int = -1
+    peers: set[str] = field(default_factory=set)
     requests: set[Request] = field(default_factory=set)
-    ended: dict[int, int] = field(default_factory=dict)
-    """Per epoch the highest request that ended: late pieces of it do not start it anew."""
+    ended: dict[int, _Ended] = field(default_factory=dict)
+
+    def owned_by(self, event: Received) -> bool:
+        return self.link == event.link and self.key == event.key
+
+    def takes_pieces_of(self, event: Received) -> bool:
+        return self.key is None or event.link == SAME_USER or event.key == self.key or event.key in self.peers
 
 
 class WorkerState:
-    """All sessions of one worker. ``held`` tells which weights are kept: the one question asked of the outside."""
+    """All sessions of one worker. ``missing_weights``, which digests are not kept, is all it asks of the outside."""
 
-    def __init__(self, missing_weights) -> None:  # type: ignore[no-untyped-def]  # Callable[[Iterable[str]], tuple[str, ...]]
+    def __init__(self, missing_weights: MissingWeights) -> None:
         self._missing_weights = missing_weights
         self._sessions: dict[str, _Session] = {}
-        self._parked: OrderedDict[int, Piece] = OrderedDict()
-        self._num_parked = 0
+        self._parked: deque[Received] = deque()
+        self._parked_bytes = 0
         self.num_dropped = 0
 
     @property
@@ -186,39 +251,39 @@ class WorkerState:
     def handle(self, event: Event) -> list[Action]:
         """The only door."""
         match event:
-            case Received(link=link, message=message, now_s=now_s):
-                return self._received(link, message, now_s)
+            case Received():
+                return self._received(event)
             case Stored(digest=digest):
                 return self._stored(digest)
             case Installed(epoch=epoch):
                 return self._installed(epoch)
-            case InstallFailed(epoch=(session, number)):
-                if session in self._sessions:
-                    self._sessions[session].waiting.pop(number, None)
-                return []
+            case InstallFailed(epoch=epoch):
+                return self._install_failed(epoch)
             case Ended(request=request):
                 return self._ended(request)
             case Tick(now_s=now_s):
-                silent = [n for n, s in self._sessions.items() if now_s - s.heard_s > SESSION_SILENCE_S]
-                return [action for name in silent for action in self._close(name)]
+                return self._tick(now_s)
 
-    def _received(self, link: bytes, message: Message, now_s: float) -> list[Action]:
+    def _received(self, event: Received) -> list[Action]:
+        link, message = event.link, event.message
+        if isinstance(message, Piece):
+            return self._piece(event)
+        if event.only_peer:
+            return [Reply(link, Refused(reason="a session's peer may send pieces and nothing else"))]
         for session in self._sessions.values():
-            if session.link == link:
-                session.heard_s = now_s
+            if session.owned_by(event):
+                session.heard_s = event.now_s
         match message:
-            case Piece():
-                return self._piece(message)
             case Hello():
                 return self._hello(link, message)
             case Ping(token=token):
                 return [Reply(link, Pong(token=token))]
-            case Weights():
-                return [Store(link, message)]
+            case Weights(digest=digest):
+                return [Store(link, message)] if self._awaits(digest) else []
             case Deploy():
-                return self._deploy(link, message, now_s)
+                return self._deploy(event, message)
             case Abort() | Close() | Measure() | AskStatistics():
-                return self._owned(link, message)
+                return self._owned(event, message)
         return [Reply(link, Refused(reason=f"a worker does not take {type(message).__name__}"))]
 
     def _hello(self, link: bytes, hello: Hello) -> list[Action]:
@@ -227,12 +292,12 @@ class WorkerState:
         reason = f"this worker speaks wire version {WIRE_VERSION}, the coordinator {hello.wire_version} "
         return [Greet(link), Reply(link, Refused(reason=reason + f"(edgedi {hello.software_version})"))]
 
-    def _owned(self, link: bytes, message: Abort | Close | Measure | AskStatistics) -> list[Action]:
+    def _owned(self, event: Received, message: Abort | Close | Measure | AskStatistics) -> list[Action]:
         session = self._sessions.get(message.session)
-        if session is None or session.link != link:
-            return [] if isinstance(message, (Abort, Close)) else [
-                Reply(link, Refused(reason=f"this worker has no session {message.session} of yours"))
-            ]
+        if session is None or not session.owned_by(event):
+            if isinstance(message, (Abort, Close)):
+                return []
+            return [Reply(event.link, Refused(reason=f"this worker has no session {message.session} of yours"))]
         match message:
             case Abort(epoch=epoch, request=number):
                 request = (message.session, epoch, number)
@@ -240,25 +305,52 @@ class WorkerState:
             case Close():
                 return self._close(message.session)
             case Measure():
-                return [RunMeasure(link, message)]
+                return [RunMeasure(event.link, message)]
             case AskStatistics():
-                return [TellStatistics(link, message.session)]
+                return [TellStatistics(event.link, message.session)]
+
+    def _tick(self, now_s: float) -> list[Action]:
+        while self._parked and now_s - self._parked[0].now_s > SESSION_SILENCE_S:
+            self._unpark_oldest()
+            self.num_dropped += 1
+        silent = [name for name, s in self._sessions.items() if now_s - s.heard_s > SESSION_SILENCE_S]
+        return [action for name in silent for action in self._close(name)]
 
     # --- deployment -----------------------------------------------------------------------------------------------
 
-    def _deploy(self, link: bytes, deploy: Deploy, now_s: float) -> list[Action]:
-        if deploy.operator_table_version != OPERATOR_TABLE_VERSION:
-            text = f"this worker has operator table {OPERATOR_TABLE_VERSION}, the program is for {deploy.operator_table_version}"
-            return [Reply(link, _failed(deploy, "version", text))]
-        session = self._sessions.setdefault(deploy.session, _Session(link, now_s))
-        if session.link != link:
-            return [Reply(link, _failed(deploy, "refused", f"session {deploy.session} belongs to another coordinator"))]
-        if deploy.epoch in session.installed or deploy.epoch in session.waiting:
-            return [Reply(link, _failed(deploy, "refused", f"epoch {deploy.epoch} is deployed already"))]
+    def _deploy(self, event: Received, deploy: Deploy) -> list[Action]:
+        wrong = self._why_not(event, deploy)
+        if wrong is not None:
+            kind, text = wrong
+            failed = Failed(
+                session=deploy.session, epoch=deploy.epoch, request=None, error=kind, text=text, layer=None
+            )  # fmt: skip
+            return [Reply(event.link, failed)]
+        session = self._sessions.setdefault(deploy.session, _Session(event.link, event.key, event.now_s))
         missing = self._missing_weights(weight["digest"] for weight in deploy.weights)
-        need = Reply(link, Need(session=deploy.session, epoch=deploy.epoch, digests=missing))
         session.waiting[deploy.epoch] = (deploy, set(missing))
-        return [need] if missing else [need, Install(link, deploy)]
+        session.newest = deploy.epoch
+        session.peers |= {peer["public_key"] for peer in deploy.peers if peer["public_key"] is not None}
+        need = Reply(event.link, Need(session=deploy.session, epoch=deploy.epoch, digests=missing))
+        ready: list[Action] = [] if missing else [Install(event.link, deploy)]
+        return [Expect(deploy), need, *ready]
+
+    def _why_not(self, event: Received, deploy: Deploy) -> tuple[str, str] | None:
+        """(kind, text) where a deployment is refused."""
+        if deploy.operator_table_version != OPERATOR_TABLE_VERSION:
+            versions = f"{OPERATOR_TABLE_VERSION}, the program is for {deploy.operator_table_version}"
+            return "version", f"this worker has operator table {versions}"
+        session = self._sessions.get(deploy.session)
+        if session is None:
+            return None
+        if not session.owned_by(event):
+            return "refused", f"session {deploy.session} belongs to another coordinator"
+        if deploy.epoch <= session.newest:
+            return "refused", f"epoch {deploy.epoch} is deployed already"
+        return None
+
+    def _awaits(self, digest: str) -> bool:
+        return any(digest in missing for s in self._sessions.values() for _, missing in s.waiting.values())
 
     def _stored(self, digest: str) -> list[Action]:
         actions: list[Action] = []
@@ -277,8 +369,14 @@ class WorkerState:
             return [Uninstall(epoch)]
         session.waiting.pop(number, None)
         session.installed.add(number)
-        mine = [key for key, piece in self._parked.items() if (piece.session, piece.epoch) == epoch]
-        return [action for key in mine for action in self._piece(self._parked.pop(key))]
+        return [action for event in self._unpark(epoch) for action in self._piece(event)]
+
+    def _install_failed(self, epoch: Epoch) -> list[Action]:
+        name, number = epoch
+        if name in self._sessions:
+            self._sessions[name].waiting.pop(number, None)
+        self.num_dropped += len(self._unpark(epoch))
+        return [Uninstall(epoch)]
 
     def _close(self, name: str) -> list[Action]:
         session = self._sessions.pop(name)
@@ -287,34 +385,56 @@ class WorkerState:
 
     # --- requests -------------------------------------------------------------------------------------------------
 
-    def _piece(self, piece: Piece) -> list[Action]:
+    def _piece(self, event: Received) -> list[Action]:
+        piece = event.message
+        assert isinstance(piece, Piece)
         session = self._sessions.get(piece.session)
-        if session is None or piece.epoch not in session.installed:
-            self._park(piece)
+        if session is None or (piece.epoch not in session.installed and self._is_to_come(session, piece.epoch)):
+            self._park(event)
             return []
         request = (piece.session, piece.epoch, piece.request)
-        if request not in session.requests:
-            if piece.request <= session.ended.get(piece.epoch, -1):
-                self.num_dropped += 1
-                return []
-            session.requests.add(request)
+        over = piece.request in session.ended.get(piece.epoch, ())
+        if piece.epoch not in session.installed or not session.takes_pieces_of(event) or over:
+            self.num_dropped += 1
+            return []
+        session.requests.add(request)
         return [Deliver(request, piece)]
 
-    def _park(self, piece: Piece) -> None:
-        self._num_parked += 1
-        self._parked[self._num_parked] = piece
-        while len(self._parked) > MAX_PARKED:
-            self._parked.popitem(last=False)
+    @staticmethod
+    def _is_to_come(session: _Session, epoch: int) -> bool:
+        return epoch in session.waiting or epoch > session.newest
+
+    def _park(self, event: Received) -> None:
+        self._parked.append(event)
+        self._parked_bytes += _payload_bytes(event)
+        while len(self._parked) > MAX_PARKED or self._parked_bytes > MAX_PARKED_BYTES:
+            self._unpark_oldest()
             self.num_dropped += 1
+
+    def _unpark_oldest(self) -> None:
+        self._parked_bytes -= _payload_bytes(self._parked.popleft())
+
+    def _unpark(self, epoch: Epoch) -> list[Received]:
+        """Take what was parked for ``epoch``, in the order of its arrival."""
+        taken = [event for event in self._parked if _epoch_of(event) == epoch]
+        self._parked = deque(event for event in self._parked if _epoch_of(event) != epoch)
+        self._parked_bytes = sum(map(_payload_bytes, self._parked))
+        return taken
 
     def _ended(self, request: Request) -> list[Action]:
         name, epoch, number = request
         session = self._sessions.get(name)
         if session is not None:
             session.requests.discard(request)
-            session.ended[epoch] = max(number, session.ended.get(epoch, -1))
+            session.ended.setdefault(epoch, _Ended()).add(number)
         return []
 
 
-def _failed(deploy: Deploy, error: str, text: str) -> Failed:
-    return Failed(session=deploy.session, epoch=deploy.epoch, request=None, error=error, text=text, layer=None)
+def _payload_bytes(event: Received) -> int:
+    assert isinstance(event.message, Piece)
+    return buffer_bytes(event.message.payload)
+
+
+def _epoch_of(event: Received) -> Epoch:
+    assert isinstance(event.message, Piece)
+    return event.message.session, event.message.epoch
