@@ -1,7 +1,8 @@
 """The coordinator's side of the wire: one background thread that owns every socket, and the requests in flight.
 
 Callers hand it commands through a queue and hold futures; nothing else touches a socket. A link that is lost ends every
-conversation and every request over it at once: libzmq's monitor tells of a closed connection, its heartbeats of a silent one.
+conversation and every request over it at once: libzmq's monitor tells of a closed connection, its heartbeats of a
+silent one.
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import zmq
-from torch import Tensor
 from zmq.utils.monitor import parse_monitor_message
 
 from edgedi.errors import DeadlineExceeded, EdgediError, RemoteProtocolError, SecurityError, WorkerLost
@@ -27,18 +26,21 @@ from edgedi.partition.geometry import Interval
 from edgedi.partition.plan import HOME
 from edgedi.partition.program import Piece as ProgramPiece
 from edgedi.runtime.executor import LoadedProgram, ProgramRun
-from edgedi.runtime.keys import KeyPair, WorkerAddress
+from edgedi.runtime.keys import KeyPair, WorkerAddress, fingerprint
 from edgedi.runtime.messages import Abort, Failed, Message, Piece, Ping, Pong, Refused
 from edgedi.runtime.peers import COPY_BYTES
 from edgedi.runtime.security import apply_curve_client, apply_socket_options, map_zmq_error
-from edgedi.runtime.tensors import from_wire, to_wire
+from edgedi.runtime.tensors import Tensor, from_wire, inference, to_wire
 from edgedi.runtime.wire import decode, encode
 
 log = logging.getLogger("edgedi.coordinator")
 PING_EVERY_S = 5.0
 """So that workers know that the session lives (they close it after a minute of silence)."""
-_MONITORED = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | (
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_MONITORED = (
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
 )
 
 
@@ -98,7 +100,12 @@ class Coordinator:
         self._clock, self._on_lost = clock, on_lost
         self._context = zmq.Context()
         self._poller = zmq.Poller()
-        self._links = [self._connect(address, keypair) for address in addresses]
+        self._keypair = keypair
+        try:
+            self._links = [self._connect(address, keypair) for address in addresses]
+        except BaseException:
+            self._context.destroy(0)
+            raise
         self._commands: deque[Callable[[], None]] = deque()
         self._requests: dict[tuple[str, int, int], Request] = {}
         self._wake_in, self._wake_out = socket.socketpair()
@@ -106,6 +113,8 @@ class Coordinator:
         self._wake_out.setblocking(False)
         self._poller.register(self._wake_out.fileno(), zmq.POLLIN)
         self._closing = False
+        self._lock = threading.Lock()
+        """Held while a command is queued and while the thread decides that there are no more."""
         self._thread = threading.Thread(target=self._serve, name="edgedi-coordinator", daemon=True)
         self._thread.start()
 
@@ -126,7 +135,7 @@ class Coordinator:
         self._poller.register(monitor, zmq.POLLIN)
         return _Link(address, made, monitor, [])
 
-    # --- for callers, from any thread ---------------------------------------------------------------------------------
+    # --- for callers, from any thread --------------------------------------------------------------------------------
 
     def tell(self, worker: int, message: Message) -> None:
         """Send without expecting an answer."""
@@ -162,27 +171,29 @@ class Coordinator:
 
     def close(self) -> None:
         """End the thread; requests in flight end with ``WorkerLost``. Idempotent."""
-        if not self._closing:
-            self._closing = True
-            self._wake()
+        with self._lock:
+            if not self._closing:
+                self._closing = True
+                self._wake()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
     def _call(self, command: Callable[[], None]) -> None:
-        if self._closing:
-            raise WorkerLost("the session is closed")
-        self._commands.append(command)
-        self._wake()
+        with self._lock:
+            if self._closing:
+                raise WorkerLost("the session is closed")
+            self._commands.append(command)
+            self._wake()
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError, OSError):  # a full pipe wakes as well as a fuller one
             self._wake_in.send(b"\0")
 
-    # --- the thread ------------------------------------------------------------------------------------------------------
+    # --- the thread --------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
         try:
-            with torch.inference_mode():
+            with inference():
                 while not self._closing or self._commands:
                     ready = dict(self._poller.poll(self._timeout_ms()))
                     self._take_commands()
@@ -265,7 +276,7 @@ class Coordinator:
         except zmq.Again:
             self._lose(self._links.index(link), WorkerLost(f"worker {link.address} takes no more messages"))
 
-    # --- requests ----------------------------------------------------------------------------------------------------------
+    # --- requests ----------------------------------------------------------------------------------------------------
 
     def _begin(self, request: Request) -> None:
         lost = next((e for link in request.links if (e := self._links[link].lost) is not None), None)
@@ -280,7 +291,8 @@ class Coordinator:
         if request is None:
             return  # late: its request has ended
         tensor = from_wire(piece.payload, piece.dtype, piece.shape, piece.layout, own=True)
-        request.run.deliver(ProgramPiece(piece.tensor, piece.dim, Interval(piece.start, piece.stop)), piece.source, tensor)
+        named = ProgramPiece(piece.tensor, piece.dim, Interval(piece.start, piece.stop))
+        request.run.deliver(named, piece.source, tensor)
         self._advance(request)
 
     def _advance(self, request: Request) -> None:
@@ -321,7 +333,7 @@ class Coordinator:
                 self._send(self._links[index], abort)
         request.done(outputs, error)
 
-    # --- time and loss --------------------------------------------------------------------------------------------------
+    # --- time and loss -----------------------------------------------------------------------------------------------
 
     def _keep_time(self) -> None:
         now_s = self._clock()
@@ -345,15 +357,27 @@ class Coordinator:
                 event = parse_monitor_message(link.monitor.recv_multipart(zmq.NOBLOCK))["event"]
             except zmq.Again:
                 return
-            if event == zmq.EVENT_DISCONNECTED:
-                error: EdgediError = WorkerLost(f"worker {link.address} closed the connection", worker=str(link.address))
-            else:
-                error = SecurityError(
-                    f"worker {link.address} does not let us in: is your public key in its --authorized-keys, and is "
-                    "the key after # (or in known_workers) its own?"
-                )
-            self._lose(index, error)
+            address = link.address
+            closed = WorkerLost(f"worker {address} closed the connection", worker=str(address))
+            self._lose(index, closed if event == zmq.EVENT_DISCONNECTED else self._why_no_handshake(address, event))
             return
+
+    def _why_no_handshake(self, address: WorkerAddress, event: int) -> EdgediError:
+        """libzmq says that the two sides did not come together; which keys they have says why."""
+        if address.public_key is None:
+            if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+                return SecurityError(f"worker {address} wants keys: give key=FILE, and {address}#<its public key>")
+            return WorkerLost(f"{address} broke off the greeting: is that an edgedi-worker?", worker=str(address))
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            ours = fingerprint(self._keypair.public) if self._keypair else "none"
+            return SecurityError(
+                f"worker {address} does not know our key ({ours}): put the line that edgedi-keygen --show prints for "
+                "it into the worker's --authorized-keys file, and start the worker again"
+            )
+        return SecurityError(
+            f"worker {address} does not prove the key that we have for it ({fingerprint(address.public_key)}): this "
+            "may be another machine, or the worker has a new key, or none; it prints its public key at its start"
+        )
 
     def _lose(self, index: int, error: EdgediError) -> None:
         link = self._links[index]
@@ -374,7 +398,8 @@ class Coordinator:
 
     def _shut(self) -> None:
         closed = WorkerLost("the session was closed")
-        self._closing = True
+        with self._lock:
+            self._closing = True
         for request in list(self._requests.values()):
             self._requests.pop((request.session, request.epoch, request.number), None)
             request.done(None, closed)
@@ -382,8 +407,11 @@ class Coordinator:
             for _, future in link.asked:
                 future.set_exception(closed)
             if link.lost is None:
+                link.lost = closed
                 link.socket.disable_monitor()
                 link.socket.close(200)  # milliseconds for a last word
+        while self._commands:  # queued as the thread ended: each hears that its link is lost
+            self._commands.popleft()()
         self._wake_in.close()
         self._wake_out.close()
         self._context.destroy(200)
