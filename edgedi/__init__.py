@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from edgedi.partition.planners import plan, planners
     from edgedi.partition.profile import ClusterProfile
     from edgedi.partition.simulate import simulate
-    from edgedi.runtime.session import Session, distribute
+    from edgedi.runtime.distribute import distribute
+    from edgedi.runtime.session import Session
 
 _HOMES = {
     "capture": "edgedi.partition.capture",
@@ -29,7 +30,7 @@ _HOMES = {
     "ClusterProfile": "edgedi.partition.profile",
     "simulate": "edgedi.partition.simulate",
     "Session": "edgedi.runtime.session",
-    "distribute": "edgedi.runtime.session",
+    "distribute": "edgedi.runtime.distribute",
 }
 
 __all__ = [

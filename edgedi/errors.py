@@ -1,7 +1,7 @@
 """Every error that edgedi raises for a reason of its own.
 
-A caller's wrong argument is a ``ValueError`` or ``TypeError``; everything else is an ``EdgediError``. Each says who, what
-and where, and what would be accepted. Foreign exceptions are mapped once, in the module that imports the library.
+A caller's wrong argument is a ``ValueError`` or ``TypeError``; everything else is an ``EdgediError``. Each says who,
+what and where, and what would be accepted. Foreign exceptions are mapped once, in the module that imports the library.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ equal sets are equal values. All lengths are in elements of one dimension (rows,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -118,7 +119,7 @@ def window(output: Interval, *, kernel: int, stride: int, dilation: int, before:
 
 
 def clip(interval: Interval, length: int) -> Interval:
-    """``interval`` within ``[0, length)``; where nothing is left, the nearest single element (so that none is empty)."""
+    """``interval`` within ``[0, length)``; where nothing is left, the nearest single element, so that none is empty."""
     start = min(max(interval.start, 0), length - 1)
     return Interval(start, max(start + 1, min(interval.stop, length)))
 
@@ -138,7 +139,7 @@ def weighted_cuts(length: int, weights: Sequence[float]) -> tuple[Interval, ...]
         done += weight
         cuts.append(int(length * done / total + 0.5))
     cuts[-1] = length
-    return tuple(Interval(a, max(a, b)) for a, b in zip(cuts, cuts[1:], strict=False))
+    return tuple(Interval(a, max(a, b)) for a, b in itertools.pairwise(cuts))
 
 
 def scale(interval: Interval, length: int, reference: int) -> Interval:

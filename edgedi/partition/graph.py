@@ -45,7 +45,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One operator applied to named tensors. ``weights`` maps the operator's roles (``"weight"``, ``"bias"``) to names."""
+    """One operator applied to named tensors. ``weights`` maps the operator's roles (``"bias"``, ...) to names."""
 
     name: str
     op: str

@@ -38,7 +38,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """Layers ``[layers.start, layers.stop)``; ``shares[k]`` is what worker k owns of the reference, ``length`` long.
+    """Layers ``[layers.start, layers.stop)``; ``shares[k]`` is worker k's part of the reference, ``length`` long.
 
     A ``whole`` segment has no shares and runs on worker ``on`` (``HOME`` for operators that only the coordinator knows).
     """
@@ -124,9 +124,7 @@ class Plan:
         if not head:
             raise ValueError(f"{lines[0]!r} does not begin a plan; write 'plan N workers, M layers, predicted X s'")
         segments = tuple(_parse_segment(line) for line in lines[1:])
-        return cls(
-            num_workers=int(head[1]), segments=segments, graph_digest=graph_digest, planner=head[2] or ""
-        )
+        return cls(num_workers=int(head[1]), segments=segments, graph_digest=graph_digest, planner=head[2] or "")
 
 
 _SEGMENT = re.compile(

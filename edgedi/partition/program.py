@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edgedi.partition.geometry import Interval
@@ -21,6 +21,7 @@ from edgedi.partition.graph import LayerGraph
 from edgedi.partition.operators import Region
 from edgedi.partition.plan import HOME
 
+UNIT = Interval(0, 1)
 UNSPLIT = -1
 """``Piece.dim`` of a tensor held whole as one indivisible unit."""
 
@@ -31,7 +32,7 @@ class Piece:
 
     tensor: str
     dim: int = UNSPLIT
-    interval: Interval = Interval(0, 1)
+    interval: Interval = UNIT
 
     def __str__(self) -> str:
         return self.tensor if self.dim == UNSPLIT else f"{self.tensor}@{self.dim}[{self.interval}]"
@@ -44,9 +45,11 @@ class Piece:
         return cls(match[1]) if match[2] is None else cls(match[1], int(match[2]), Interval.parse(match[3]))
 
     def holds(self, dim: int, interval: Interval, length: int) -> bool:
-        """Whether this piece has ``interval`` along ``dim``; ``length`` is the tensor's whole size along *its own* dim."""
-        return self.dim == UNSPLIT or len(self.interval) == length or (
-            self.dim == dim and self.interval.contains(interval)
+        """Whether this piece has ``interval`` along ``dim``; the tensor is ``length`` long along the *piece's* dim."""
+        return (
+            self.dim == UNSPLIT
+            or len(self.interval) == length
+            or (self.dim == dim and self.interval.contains(interval))
         )
 
 
@@ -104,10 +107,12 @@ Instruction = Recv | Send | Join | Run
 
 
 def participant_name(participant: int) -> str:
+    """How programs write a participant."""
     return "home" if participant == HOME else str(participant)
 
 
 def parse_participant(text: str) -> int:
+    """The participant that ``participant_name`` wrote."""
     return HOME if text == "home" else int(text)
 
 
@@ -137,10 +142,16 @@ def _parse_join(rest: str) -> Join:
     return Join(Piece.parse(piece), tuple(map(Piece.parse, sources.split())))
 
 
-_PARSERS = {"RUN": _parse_run, "RECV": _parse_recv, "SEND": _parse_send, "JOIN": _parse_join}
+_PARSERS: Mapping[str, Callable[[str], Instruction]] = {
+    "RUN": _parse_run,
+    "RECV": _parse_recv,
+    "SEND": _parse_send,
+    "JOIN": _parse_join,
+}
 
 
 def parse_instruction(line: str) -> Instruction:
+    """One line of a program. ``ValueError`` for what is not one."""
     word, _, rest = line.strip().partition(" ")
     if word not in _PARSERS:
         raise ValueError(f"{line!r} is not an instruction; lines begin with {', '.join(_PARSERS)}")
@@ -167,9 +178,7 @@ class Program:
         word, _, participant = head.partition(" ")
         if word != "program":
             raise ValueError(f"{head!r} does not begin a program; write 'program home' or 'program 0'")
-        return cls(
-            participant=parse_participant(participant), instructions=tuple(map(parse_instruction, lines))
-        )
+        return cls(participant=parse_participant(participant), instructions=tuple(map(parse_instruction, lines)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,7 +123,7 @@ class LoadedProgram:
 
 
 def _joiner(join: Join) -> Callable[..., Tensor]:
-    """Concatenation of neighbouring pieces, overlaps dropped. Rows of a channels-last map are joined as plain memory."""
+    """Concatenation of neighbouring pieces without overlaps; rows of a channels-last map are joined as plain memory."""
     cuts, position = [], join.piece.interval.start
     for source in join.sources:
         stop = min(source.interval.stop, join.piece.interval.stop)
@@ -199,6 +199,7 @@ class ProgramRun:
                 held = values[step.reads[0]]
                 send(instruction.piece, held if kernel is None else kernel(held), instruction.target)
             else:
+                assert kernel is not None, "every RUN and JOIN has a kernel"
                 made = values[step.writes] = kernel(*[values[slot] for slot in step.reads])
                 if watch is not None and isinstance(instruction, Run):
                     watch(instruction.piece, made)

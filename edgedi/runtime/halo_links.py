@@ -1,6 +1,6 @@
 """Halos between workers on one machine: Unix sockets that carry one piece as one packet, beside ZeroMQ.
 
-ZeroMQ moves bytes in a thread of its own, which on a one-core worker takes the core away from the computation: a halo of
+ZeroMQ moves bytes in a thread of its own, which on a one-core worker takes the core from the computation: a halo of
 14 kB costs 60 to 170 microseconds there, a packet on a Unix socket about 10 (measured on two pinned cores). A packet is
 sent whole or not at all, so a full buffer never blocks anybody: the caller then takes ZeroMQ's link, as it does for
 large pieces. Order does not matter, pieces are named.

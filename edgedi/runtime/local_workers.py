@@ -41,7 +41,9 @@ class LocalWorkers:
         """``host:port`` of every worker. ``WorkerLost`` with the worker's own words if one does not start."""
         if self._addresses is None:
             deadline_s = time.monotonic() + START_TIMEOUT_S
-            self._addresses = [_ready_address(process, index, deadline_s) for index, process in enumerate(self._processes)]
+            self._addresses = [
+                _ready_address(process, index, deadline_s) for index, process in enumerate(self._processes)
+            ]
         return self._addresses
 
     @property
@@ -66,7 +68,7 @@ class LocalWorkers:
 
 
 def share_cores(count: int) -> list[list[int]]:
-    """The cores that this process may use, dealt out to ``count`` workers; nobody is pinned where they do not suffice."""
+    """The cores that this process may use, dealt out to ``count`` workers; where too few, nobody is pinned."""
     if not hasattr(os, "sched_getaffinity"):
         return [[] for _ in range(count)]
     available = sorted(os.sched_getaffinity(0))
@@ -92,11 +94,14 @@ def _start(index: int, threads: int, cores: Sequence[int], options: Sequence[str
 
 def _ready_address(process: subprocess.Popen[str], index: int, deadline_s: float) -> str:
     """The address in the line ``ready host:port`` that a worker prints once it listens."""
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         if not selector.select(max(0.0, deadline_s - time.monotonic())):
-            raise WorkerLost(f"local worker {index} did not start within {START_TIMEOUT_S:.0f} s", worker=f"local-{index}")
+            raise WorkerLost(
+                f"local worker {index} did not start within {START_TIMEOUT_S:.0f} s", worker=f"local-{index}"
+            )
     line = process.stdout.readline()
     if not line.startswith("ready "):
         process.wait()

@@ -1,6 +1,6 @@
 """How long each layer of a loaded program takes on this device, one after another as the network runs them.
 
-Layers are timed in network order, so that weights are as cold as they are in a request: timing one layer again and again
+Layers are timed in network order, so that weights are as cold as they are in a request: timing one layer over and over
 flatters those whose weights fit into a cache, by up to two times. The least of the repeats is reported: whatever else
 the device does only ever adds.
 """
@@ -25,27 +25,21 @@ def measure_program(
     loaded: LoadedProgram, repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[Measurement, ...]:
     """(layer, dimension or ``"whole"``, length, seconds) of every RUN instruction, the least of ``repeats``."""
-    steps = [step for step in loaded.steps if isinstance(step.instruction, Run) and step.kernel is not None]
-    inputs = [_inputs(step.instruction, loaded.graph) for step in steps]
-    taken: list[list[float]] = [[] for _ in steps]
+    runs = [(s.instruction, s.kernel) for s in loaded.steps if isinstance(s.instruction, Run) and s.kernel is not None]
+    inputs = [[random_piece(piece, loaded.graph) for piece in run.inputs] for run, _ in runs]
+    taken: list[list[float]] = [[] for _ in runs]
     for repeat in range(repeats + 1):
-        for index, step in enumerate(steps):
+        for index, (_, kernel) in enumerate(runs):
             started = clock()
-            step.kernel(*inputs[index])
+            kernel(*inputs[index])
             if repeat:  # the first round warms up
                 taken[index].append(clock() - started)
-    return tuple(
-        _named(step.instruction, min(seconds)) for step, seconds in zip(steps, taken, strict=True)
-    )
+    return tuple(_named(run, min(seconds)) for (run, _), seconds in zip(runs, taken, strict=True))
 
 
 def _named(run: Run, seconds: float) -> Measurement:
     piece = run.piece
     return (piece.tensor, "whole" if piece.dim == UNSPLIT else str(piece.dim), len(piece.interval), seconds)
-
-
-def _inputs(run: Run, graph: LayerGraph) -> list[Tensor]:
-    return [random_piece(piece, graph) for piece in run.inputs]
 
 
 def random_piece(piece: Piece, graph: LayerGraph) -> Tensor:

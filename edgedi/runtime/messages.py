@@ -270,8 +270,8 @@ class Ready:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """C -> W, W -> W, W -> C: the interval ``start <= i < stop`` of a tensor along dimension ``dim``: an input, a halo or
-    an output. A tensor sent whole has ``dim`` -1 and interval 0:1.
+    """C -> W, W -> W, W -> C: the interval ``start <= i < stop`` of a tensor along dimension ``dim``: an input,
+    a halo or an output. A tensor sent whole has ``dim`` -1 and interval 0:1.
 
     ``source`` is the sending participant, or ``COORDINATOR``. ``deadline_s`` is what the request had left when the
     piece was sent: clocks differ, spans do not. ``shape`` is the piece's own, batch first, channels second whatever

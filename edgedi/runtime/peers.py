@@ -59,7 +59,7 @@ class PeerLinks:
             return
         socket = self._sockets[target]
         socket.send(header, zmq.SNDMORE)
-        socket.send(payload, copy=len(payload) < COPY_BYTES)
+        socket.send(payload, 0, len(payload) < COPY_BYTES)
 
     def close(self) -> None:
         """Drop all links and what has not been sent."""

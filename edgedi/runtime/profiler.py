@@ -12,6 +12,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from edgedi.partition.profile import DeviceProfile, LayerProfile, LinkProfile
 from edgedi.partition.program import Instruction, Piece, Program, ProgramSet, Run
 from edgedi.runtime.coordinator import Coordinator, answer_of
 from edgedi.runtime.loading import Shipment, digests_of
-from edgedi.runtime.messages import Deploy, Measure, Measured, Need as NeedWeights, Ping, Pong, Ready, Weights, Welcome
-from edgedi.runtime.tensors import to_wire
+from edgedi.runtime.messages import Deploy, Measure, Measured, Ping, Pong, Ready, Weights, Welcome
+from edgedi.runtime.messages import Need as NeedWeights
+from edgedi.runtime.tensors import element_type, to_wire
 from edgedi.runtime.weights import weight_digest
 
 REPEATS = 5
@@ -81,34 +83,26 @@ def _piece(tensor: str, part: Need) -> Piece:
 
 
 def device_profiles(
-    coordinator: Coordinator, capture: Capture, welcomes: Sequence[Welcome], session: str, say: Say
+    coordinator: Coordinator, capture: Capture, welcomes: Mapping[int, Welcome], session: str, say: Say
 ) -> tuple[DeviceProfile, ...]:
-    """One profile per worker, from the cache where it is there, else measured on all lacking workers at once."""
+    """One profile per worker (by link number), from the cache if it is there, else measured on all lacking at once."""
     graph = capture.graph
-    known = {w.fingerprint: _cached(w.fingerprint, graph) for w in welcomes}
-    lacking = [index for index, welcome in enumerate(welcomes) if known[welcome.fingerprint] is None]
+    known = {w.fingerprint: _cached(w.fingerprint, graph) for w in welcomes.values()}
+    lacking = [link for link, welcome in welcomes.items() if known[welcome.fingerprint] is None]
     if lacking:
-        say(f"measuring {len(graph.layers)} layers on {', '.join(welcomes[i].name for i in lacking)}")
+        say(f"measuring {len(graph.layers)} layers on {', '.join(welcomes[link].name for link in lacking)}")
         measured = _measure(coordinator, capture, lacking, session, say)
-        for index in lacking:
-            profile = _profile(welcomes[index], graph, measured[index])
-            known[welcomes[index].fingerprint] = profile
-            _keep(profile, graph)
-    profiles = []
-    for welcome in welcomes:
-        profile = known[welcome.fingerprint]
-        assert profile is not None, "measured above"
-        profiles.append(
-            DeviceProfile(
-                name=welcome.name,
-                fingerprint=profile.fingerprint,
-                layers=profile.layers,
-                seconds_per_flop=profile.seconds_per_flop,
-                seconds_per_layer=profile.seconds_per_layer,
-                memory_bytes=welcome.memory_limit_bytes,
-            )
-        )
-    return tuple(profiles)
+        for link in lacking:
+            made = _profile(welcomes[link], graph, measured[link])
+            known[welcomes[link].fingerprint] = made
+            _keep(made, graph)
+    return tuple(_named(welcome, known[welcome.fingerprint]) for welcome in welcomes.values())
+
+
+def _named(welcome: Welcome, profile: DeviceProfile | None) -> DeviceProfile:
+    """The profile of a kind of device as that of one worker."""
+    assert profile is not None, "measured where it was not known"
+    return replace(profile, name=welcome.name, memory_bytes=welcome.memory_limit_bytes)
 
 
 def _measure(
@@ -143,8 +137,8 @@ def deploy_message(
     layers = shipment.describe(programs, participant)
     weights = []
     for digest in digests_of(layers):
-        _, dtype, shape, _ = to_wire(shipment.tensors[digest][:0] if shipment.tensors[digest].dim() else shipment.tensors[digest])
-        weights.append({"digest": digest, "dtype": dtype, "shape": tuple(shipment.tensors[digest].shape)})
+        tensor = shipment.tensors[digest]
+        weights.append({"digest": digest, "dtype": element_type(tensor), "shape": tuple(tensor.shape)})
     return Deploy(
         session=session,
         epoch=epoch,

@@ -16,8 +16,8 @@ from edgedi.partition.capture import Capture
 from edgedi.partition.geometry import Interval
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.lowering import lower
-from edgedi.partition.plan import HOME, Plan, Segment
 from edgedi.partition.operators import Need
+from edgedi.partition.plan import HOME, Plan, Segment
 from edgedi.partition.program import Piece, ProgramSet
 from edgedi.partition.simulate import region_of
 from edgedi.runtime.executor import LoadedProgram, ProgramRun

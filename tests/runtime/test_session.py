@@ -17,7 +17,8 @@ from edgedi import distribute
 from edgedi.errors import GraphError, RemoteProtocolError, SecurityError, WorkerLost
 from edgedi.partition.geometry import Interval
 from edgedi.partition.plan import Plan, Segment
-from edgedi.runtime import session as session_module
+from edgedi.partition.planners import planners
+from edgedi.runtime import deployment as deployment_module
 from edgedi.runtime.local_workers import LocalWorkers
 from edgedi.runtime.messages import Hello, Welcome
 from edgedi.runtime.verify import relative_difference
@@ -67,7 +68,7 @@ def test_answers_are_the_models_own(addresses: list[str]) -> None:
 
 def test_every_planner_runs(addresses: list[str]) -> None:
     model, x = small(), image()
-    for planner in session_module.planners():
+    for planner in planners():
         with distribute(model, x, addresses, planner=planner) as session:
             assert relative_difference(session(x), own(model, x)) <= TOLERANCE, planner
             assert session.plan.planner == planner
@@ -212,7 +213,7 @@ def test_a_model_that_does_not_export_says_why() -> None:
 
 
 def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "HELLO_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(deployment_module, "HELLO_TIMEOUT_S", 0.3)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -324,16 +325,14 @@ def test_a_plan_with_wrong_numbers_is_never_returned(
     addresses: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The coordinator ships one wrong weight: the session must notice, answer by itself and drop the plan."""
-    from edgedi.runtime import session as module
-
     model, x = small(), image()
-    right = module.Shipment
+    right = deployment_module.Shipment
 
     class Wrong(right):  # type: ignore[misc, valid-type]
         def __init__(self, weights, digest):  # type: ignore[no-untyped-def]
             super().__init__({name: tensor * 1.01 for name, tensor in weights.items()}, digest)
 
-    monkeypatch.setattr(module, "Shipment", Wrong)
+    monkeypatch.setattr(deployment_module, "Shipment", Wrong)
     with distribute(model, x, addresses) as session:
         assert torch.equal(session(x), own(model, x))
         assert torch.equal(session(x), own(model, x))

@@ -1,0 +1,168 @@
+"""From a capture to a running plan: greet the workers, know the cluster, plan, prove, ship, install."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgedi.errors import WorkerLost
+from edgedi.partition.capture import Capture
+from edgedi.partition.lowering import lower
+from edgedi.partition.plan import HOME, Plan
+from edgedi.partition.planners import plan as make_plan
+from edgedi.partition.profile import ClusterProfile, LinkProfile
+from edgedi.partition.program import ProgramSet
+from edgedi.partition.simulate import simulate
+from edgedi.runtime.coordinator import Coordinator
+from edgedi.runtime.executor import LoadedProgram
+from edgedi.runtime.kernels import fused
+from edgedi.runtime.keys import WorkerAddress
+from edgedi.runtime.loading import Shipment
+from edgedi.runtime.messages import Close, Hello, Welcome
+from edgedi.runtime.profiler import deploy_message, device_profiles, install, link_profile
+from edgedi.runtime.reference import weights_of
+from edgedi.runtime.version import software_version
+from edgedi.runtime.weights import weight_digest
+from edgedi.runtime.wire import WIRE_VERSION
+
+HELLO_TIMEOUT_S = 5.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Deployment:
+    """One plan, running: what was captured, planned and installed for one input shape."""
+
+    capture: Capture
+    plan: Plan
+    programs: ProgramSet
+    epoch: int
+    home: LoadedProgram
+    links: tuple[int, ...]
+    """The link of every worker of the plan, in the plan's order."""
+    verified: bool
+    """Whether an answer under this plan has been compared with the model's own."""
+    refused: bool = False
+    """Whether one differed: then the plan is not used again."""
+
+
+class Deployer:
+    """Makes deployments of one session, each under an epoch of its own."""
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        addresses: Sequence[WorkerAddress],
+        session: str,
+        planner: str,
+        profile: ClusterProfile | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self._coordinator, self._addresses, self._session = coordinator, addresses, session
+        self._planner, self._given, self._say = planner, profile, say
+        self._packer = fused.Packer() if fused.available() else None
+        self._links: dict[int, LinkProfile] = {}
+        self._next_epoch = 0
+        self.welcomes: list[Welcome] = []
+
+    def greet(self) -> None:
+        """Hear from every worker who it is. ``WorkerLost`` names one that does not answer or is of another version."""
+        hello = Hello(wire_version=WIRE_VERSION, software_version=software_version())
+        asked = [self._coordinator.ask(index, hello, Welcome) for index in range(len(self._addresses))]
+        for address, answer in zip(self._addresses, asked, strict=True):
+            try:
+                welcome = answer.result(HELLO_TIMEOUT_S)
+            except TimeoutError:
+                raise WorkerLost(
+                    f"no answer from worker {address} within {HELLO_TIMEOUT_S:g} s: is edgedi-worker running there, "
+                    "on that port, and reachable from here?",
+                    worker=str(address),
+                ) from None
+            _check_version(address, welcome)
+            self.welcomes.append(welcome)
+
+    def deploy(self, capture: Capture, alive: Sequence[int], *, verified: bool) -> Deployment:
+        """Plan ``capture`` for the workers ``alive`` (link numbers) and install it there."""
+        cluster = self._cluster(capture, alive)
+        self._say("planning")
+        plan = make_plan(capture.graph, cluster, planner=self._planner)
+        programs = lower(plan, capture.graph)
+        simulate(programs)
+        self._say(f"deploying {len(plan.segments)} segments")
+        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
+        shipment = Shipment(capture.weights, weight_digest)
+        deploys = {
+            link: deploy_message(
+                programs, shipment, self._session, epoch, participant, len(alive), self._peers(alive, participant)
+            )
+            for participant, link in enumerate(alive)
+        }
+        install(self._coordinator, deploys, shipment)
+        home = LoadedProgram(
+            programs.programs[HOME], capture.graph, weights_of(capture), opaque=capture.opaque, packer=self._packer
+        )
+        return Deployment(
+            capture=capture,
+            plan=plan,
+            programs=programs,
+            epoch=epoch,
+            home=home,
+            links=tuple(alive),
+            verified=verified,
+        )
+
+    def _peers(self, alive: Sequence[int], me: int) -> tuple[dict[str, Any], ...]:
+        mine = self.welcomes[alive[me]].machine
+        return tuple(
+            {
+                "participant": participant,
+                "address": f"{_host(self._addresses[link])}:{self._addresses[link].port}",
+                "public_key": self._addresses[link].public_key,
+                "halo_address": self.welcomes[link].halo_address if mine == self.welcomes[link].machine else None,
+            }
+            for participant, link in enumerate(alive)
+            if participant != me
+        )
+
+    def _cluster(self, capture: Capture, alive: Sequence[int]) -> ClusterProfile:
+        """What is known of the workers ``alive``: as given, else measured."""
+        if self._given is not None:
+            if len(self._given.devices) != len(self._addresses):
+                raise ValueError(
+                    f"profile has {len(self._given.devices)} devices for {len(self._addresses)} workers: give one each"
+                )
+            devices = tuple(self._given.devices[link] for link in alive)
+            participant = {link: index for index, link in enumerate(alive)} | {HOME: HOME}
+            links = {
+                (participant[a], participant[b]): profile
+                for (a, b), profile in self._given.links.items()
+                if a in participant and b in participant
+            }
+            return ClusterProfile(devices=devices, link=self._given.link, links=links, home=self._given.home)
+        return self._measured(capture, alive)
+
+    def _measured(self, capture: Capture, alive: Sequence[int]) -> ClusterProfile:
+        session = f"{self._session}-profile-{self._next_epoch}"
+        welcomes = {link: self.welcomes[link] for link in alive}
+        devices = device_profiles(self._coordinator, capture, welcomes, session, self._say)
+        for link in alive:
+            self._coordinator.tell(link, Close(session=session))
+            if link not in self._links:
+                self._links[link] = link_profile(self._coordinator, link)
+        slowest = max((self._links[link] for link in alive), key=lambda link: link.latency_s)
+        links = {(HOME, p): self._links[link] for p, link in enumerate(alive)}
+        links |= {(p, HOME): self._links[link] for p, link in enumerate(alive)}
+        return ClusterProfile(devices=devices, link=slowest, links=links)
+
+
+def _check_version(address: WorkerAddress, welcome: Welcome) -> None:
+    if welcome.wire_version != WIRE_VERSION or welcome.software_version != software_version():
+        raise WorkerLost(
+            f"worker {address} runs edgedi {welcome.software_version} (wire {welcome.wire_version}), this is "
+            f"edgedi {software_version()} (wire {WIRE_VERSION}): install the same version on both",
+            worker=str(address),
+        )
+
+
+def _host(address: WorkerAddress) -> str:
+    return f"[{address.host}]" if ":" in address.host else address.host

@@ -1,0 +1,121 @@
+"""``distribute``, the front door: check what was given, find the workers, make a session."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from edgedi.partition.capture import as_arguments, capture_model, check_model
+from edgedi.partition.planners import planners
+from edgedi.partition.profile import ClusterProfile
+from edgedi.runtime.keys import WorkerAddress, load_keypair, load_known_workers, resolve_worker
+from edgedi.runtime.local_workers import LocalWorkers
+from edgedi.runtime.security import is_loopback
+from edgedi.runtime.session import Progress, Session
+
+VERIFY = ("first", "always", "never")
+
+
+def distribute(
+    model: nn.Module,
+    example_inputs: Any,
+    workers: int | Sequence[str],
+    *,
+    planner: str = "oodp",
+    profile: ClusterProfile | str | Path | None = None,
+    key: str | Path | None = None,
+    verify: str = "first",
+    allow_local: bool = True,
+    max_in_flight: int = 4,
+    timeout_s: float = 60.0,
+    progress: Progress | bool | None = None,
+) -> Session:
+    """Run ``model`` on ``workers`` together.
+
+    ``example_inputs`` is a tensor or a tuple of the model's arguments. ``workers`` is a number of local processes, or
+    ``host:port`` (looked up among the known workers) or ``host:port#public-key`` of running ones. ``profile`` (a
+    ``ClusterProfile`` or a JSON file) replaces measuring. ``verify`` is ``"first"``, ``"always"`` or ``"never"``.
+    ``timeout_s`` bounds each request. ``progress`` is called with a line per step; by default a terminal shows them.
+
+    Raises ``ValueError`` or ``TypeError`` for a wrong argument, ``GraphError`` for a model that does not export,
+    ``WorkerLost`` for workers that do not answer or do not take their part, ``SecurityError`` for keys.
+    """
+    check_model(model)
+    _check_options(planner, verify, max_in_flight, timeout_s)
+    say = _progress(progress)
+    local, addresses = _find_workers(workers, key)
+    try:
+        if local is not None:
+            say(f"starting {workers} local workers")
+        args = as_arguments(example_inputs)
+        say("capturing the model")
+        first = capture_model(model, args)
+        if local is not None:
+            addresses = tuple(resolve_worker(text, {}, need_key=False) for text in local.addresses)
+        keypair = load_keypair(Path(key).expanduser()) if key is not None else None
+        session = Session(
+            model, addresses, keypair,
+            planner=planner, profile=_read_profile(profile), verify=verify, allow_local=allow_local,
+            max_in_flight=max_in_flight, timeout_s=timeout_s, say=say, local=local,
+        )  # fmt: skip
+    except BaseException:
+        if local is not None:
+            local.stop()
+        raise
+    try:
+        session._prepare(first, args)
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
+def _check_options(planner: str, verify: str, max_in_flight: int, timeout_s: float) -> None:
+    if planner not in planners():
+        raise ValueError(f"planner={planner!r}: accepted are {', '.join(planners())}")
+    if verify not in VERIFY:
+        raise ValueError(f"verify={verify!r}: accepted are {', '.join(VERIFY)}")
+    if max_in_flight < 1:
+        raise ValueError(f"max_in_flight={max_in_flight}: give at least 1")
+    if not timeout_s > 0:
+        raise ValueError(f"timeout_s={timeout_s}: give a positive number of seconds")
+
+
+def _find_workers(workers: int | Sequence[str], key: Any) -> tuple[LocalWorkers | None, tuple[WorkerAddress, ...]]:
+    if isinstance(workers, bool) or not isinstance(workers, (int, Sequence)) or isinstance(workers, str):
+        raise TypeError(f"workers={workers!r}: give a number of local workers or a list of 'host:port'")
+    if isinstance(workers, int):
+        return LocalWorkers(workers), ()
+    if not workers:
+        raise ValueError("workers=[]: give at least one 'host:port', or a number of local workers")
+    known = load_known_workers()
+    addresses = tuple(resolve_worker(text, known, need_key=key is not None) for text in workers)
+    seen: set[tuple[str, int]] = set()
+    for text, address in zip(workers, addresses, strict=True):
+        place = ("127.0.0.1" if is_loopback(address.host) else address.host, address.port)
+        if place in seen:
+            raise ValueError(f"workers name {text} twice: every worker is one process, once in the list")
+        seen.add(place)
+    return None, addresses
+
+
+def _read_profile(profile: ClusterProfile | str | Path | None) -> ClusterProfile | None:
+    if profile is None or isinstance(profile, ClusterProfile):
+        return profile
+    return ClusterProfile.from_json(Path(profile).read_text())
+
+
+def _progress(progress: Progress | bool | None) -> Progress:
+    if callable(progress):
+        return progress
+    shown = sys.stderr.isatty() if progress is None else progress
+    return _show if shown else lambda line: None
+
+
+def _show(line: str) -> None:
+    sys.stderr.write(f"edgedi: {line}\n")
+    sys.stderr.flush()
