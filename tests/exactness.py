@@ -1,8 +1,8 @@
 """How exactness is measured: every piece that every worker computes, against the same part of a float64 run.
 
-The chain of proof: the model in float64 is the truth; the captured graph run whole in float64, on plain torch, gives every
-layer's map and is itself held against the truth; every piece of a split run is compared with its part of those maps,
-relative to that layer's largest value.
+The chain of proof: the model in float64 is the truth; the captured graph run whole in float64, on plain torch, gives
+every layer's map and is itself held against the truth; every piece of a split run is compared with its part of those
+maps, relative to that layer's largest value.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Difference:
 
 
 def relative(found: Tensor, expected: Tensor, scale: float | None = None) -> float:
-    """max |found - expected| over the largest magnitude of ``expected`` (or ``scale``); infinite for a wrong shape or NaN."""
+    """max |found - expected| over the largest magnitude of ``expected`` (or ``scale``); infinite for other shapes."""
     if found.shape != expected.shape:
         return float("inf")
     if not found.numel():
@@ -111,7 +111,7 @@ def _cast_graph(graph: LayerGraph, dtype: str) -> LayerGraph:
 
 
 def own_rounding(capture: Capture, inputs: Maps, expected: Maps) -> dict[str, float]:
-    """For each layer: how far the unsplit graph itself, on plain torch, is from ``expected`` there or anywhere before."""
+    """By layer: how far the unsplit graph itself, on plain torch, is from ``expected`` there or anywhere before."""
     maps, found, largest = whole_maps(capture, inputs), {}, 0.0
     for layer in capture.graph.layers:
         largest = max(largest, relative(maps[layer.name], expected[layer.name]))

@@ -13,12 +13,12 @@ from edgedi.partition.plan import HOME, Plan, Segment, reference
 
 def axis_plan(graph: LayerGraph, num_workers: int, axis: str = "rows", *, depth: int = 4) -> Plan:
     """All that has ``axis`` split evenly along it, in segments of at most ``depth`` layers; the rest whole, in turn."""
-    dims, segments, position = axis_dims(graph, axis), [], 0
+    dims, position = axis_dims(graph, axis), 0
+    segments: list[Segment] = []
     while position < len(graph.layers):
-        layers = _run(graph, position, depth, dims)
-        segments.append(
-            _split(graph, layers, axis, dims, even=num_workers) or _whole(graph, layers, len(segments) % num_workers)
-        )
+        layers = _without_axis(graph, position, dims) or _run(graph, position, depth, dims)
+        split = _split(graph, layers, axis, dims, even=num_workers)
+        segments.append(split or _whole(graph, layers, len(segments) % num_workers))
         position = segments[-1].layers.stop
     return Plan(num_workers=num_workers, segments=tuple(segments), graph_digest=graph.digest, planner=axis)
 
@@ -26,7 +26,7 @@ def axis_plan(graph: LayerGraph, num_workers: int, axis: str = "rows", *, depth:
 def random_plan(
     graph: LayerGraph, num_workers: int, rng: random.Random, axes: Sequence[str] = (*AXES, "whole"), *, depth: int = 6
 ) -> Plan:
-    """A plan whose every choice is ``rng``'s: axis, length and shares of each segment. One worker in four gets nothing."""
+    """A plan whose every choice is ``rng``'s: axis, length, shares of each segment. One worker in four gets none."""
     known = {axis: axis_dims(graph, axis) for axis in axes if axis != "whole"}
     segments: list[Segment] = []
     position = 0
@@ -38,6 +38,17 @@ def random_plan(
         segments.append(segment or _whole(graph, layers, rng.randrange(-1, num_workers)))
         position = segments[-1].layers.stop
     return Plan(num_workers=num_workers, segments=tuple(segments), graph_digest=graph.digest, planner="random")
+
+
+def _without_axis(graph: LayerGraph, start: int, dims: Mapping[str, int]) -> Interval | None:
+    """The layers from ``start`` on that do not have the axis; ``None`` where the first has it (or is special)."""
+    stop = start
+    while stop < len(graph.layers):
+        layer = graph.layers[stop]
+        if layer.name in dims or layer.op in ("opaque", "partial"):
+            break
+        stop += 1
+    return Interval(start, stop) if stop > start else None
 
 
 def _weights(num_workers: int, rng: random.Random) -> list[float]:

@@ -132,7 +132,7 @@ def regions(layer: Layer) -> Iterator[Region]:
 
 
 def run_part(capture: Capture, layer: Layer, out: Region, maps: dict[str, Tensor], *, narrow: bool) -> Tensor | None:
-    """``out`` of the layer, from whole inputs or from just the parts that the rule names; ``None`` if it does not split."""
+    """``out`` of the layer, from whole inputs or from the parts that the rule names; ``None`` if it does not split."""
     parts = needs(layer, capture.graph.input_shapes(layer), out)
     if parts is None:
         return None
@@ -248,7 +248,7 @@ def test_an_operator_outside_the_table_is_refused():
     spec = TensorSpec((1, 2))
     layer = Layer(name="evil", op="opaque", inputs=("x",), spec=spec, attributes={"target": "aten.from_file.default"})
     graph = LayerGraph(inputs={"x": spec}, layers=(layer,), outputs=("evil",))
-    with pytest.raises(LocalProtocolError, match="opaque.*evil"):
+    with pytest.raises(LocalProtocolError, match=r"opaque.*evil"):
         prepare(Run(Piece("evil", UNSPLIT), (Piece("x"),)), graph, {}, None)
 
 
