@@ -40,7 +40,7 @@ class Cost:
 class Segment:
     """Layers ``[layers.start, layers.stop)``; ``shares[k]`` is worker k's part of the reference, ``length`` long.
 
-    A ``whole`` segment has no shares and runs on worker ``on`` (``HOME`` for operators that only the coordinator knows).
+    A ``whole`` segment has no shares and runs on worker ``on`` (``HOME`` for what only the coordinator knows).
     """
 
     layers: Interval
