@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from edgedi.errors import WorkerLost
 from edgedi.runtime.session import Session
 
 
@@ -16,6 +20,11 @@ class Traffic:
 
     home_bytes: int
     between_workers_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything that one request moves."""
+        return self.home_bytes + self.between_workers_bytes
 
 
 class Contender(Protocol):
@@ -27,9 +36,14 @@ class Contender(Protocol):
         """Answer input ``index`` once; the seconds from the input being there to the answer being there."""
         ...
 
-    def answer(self, index: int) -> Any:
-        """The latest answer to input ``index``."""
+    def answer(self, index: int) -> list[Tensor]:
+        """The tensors of the latest answer to input ``index``, as ``tensors_of`` lists them."""
         ...
+
+
+def tensors_of(answer: Any) -> list[Tensor]:
+    """The tensors of a model's answer, in the order of its structure."""
+    return [leaf for leaf in pytree.tree_leaves(answer) if isinstance(leaf, Tensor)]
 
 
 class SessionContender:
@@ -49,9 +63,18 @@ class SessionContender:
         self._answers[index] = answer
         return taken_s
 
-    def answer(self, index: int) -> Any:
+    def answer(self, index: int) -> list[Tensor]:
         """See ``Contender``."""
-        return self._answers[index]
+        return tensors_of(self._answers[index])
+
+    def require_workers_answered(self) -> None:
+        """``WorkerLost`` if this process answered any request in the workers' place: its seconds are not theirs."""
+        statistics = self.session.statistics()
+        if statistics.local_answers:
+            raise WorkerLost(
+                f"{self.name}: {statistics.local_answers} of {statistics.requests} requests were answered by this "
+                "process instead of the workers; the lines above say why"
+            )
 
     def traffic(self) -> Traffic:
         """What one more request sends. Call it while nobody else uses the workers: they count all sessions together."""
@@ -65,7 +88,7 @@ class SessionContender:
 def _sent(session: Session) -> tuple[int, int, int]:
     """Bytes so far: coordinator to workers, workers to coordinator, and all that workers sent to anybody."""
     statistics = session.statistics()
-    links: Mapping[str, int] = statistics.bytes_per_link
+    links = statistics.bytes_per_link
     from_home = sum(count for link, count in links.items() if link.startswith("home -> "))
     to_home = sum(count for link, count in links.items() if link.endswith(" -> home"))
     return from_home, to_home, sum(int(values["sent_bytes"]) for values in statistics.workers.values())

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgedi.bench.contenders import SessionContender
+from edgedi.bench.contenders import SessionContender, tensors_of
 from edgedi.bench.cores import start_workers, usable_cores
 from edgedi.bench.digits import load_digits, train
+from edgedi.bench.machine import Machine, this_machine
 from edgedi.bench.measuring import Result, interleaved
 from edgedi.bench.networks import load_network
 from edgedi.bench.photographs import load_photographs
 from edgedi.bench.progress import Teller
-from edgedi.runtime.session import distribute
+from edgedi.runtime.distribute import distribute
 from edgedi.runtime.verify import relative_difference
 
 NETWORKS = {"VGG-16": "torchvision:vgg16", "ResNet-50": "torchvision:resnet50"}
@@ -63,6 +64,7 @@ class Demo:
     rows: tuple[Row, ...]
     seconds: float
     pinned: bool
+    machine: Machine
 
     @property
     def same(self) -> bool:
@@ -73,6 +75,7 @@ class Demo:
 
 def run_demo(teller: Teller, *, rounds: int = ROUNDS) -> Demo:
     """Run all of it on ``NUM_WORKERS`` local workers of one thread. ``ValueError`` names what is not installed."""
+    machine = this_machine()
     networks = {title: load_network(name) for title, name in NETWORKS.items()}
     photographs = load_photographs()
     teller.say(f"starting {NUM_WORKERS} local workers, one thread each")
@@ -85,7 +88,9 @@ def run_demo(teller: Teller, *, rounds: int = ROUNDS) -> Demo:
         )
     finally:
         workers.stop()
-    return Demo(digits=digits, rows=rows, seconds=teller.elapsed_s, pinned=len(usable_cores()) >= NUM_WORKERS)
+    return Demo(
+        digits=digits, rows=rows, seconds=teller.elapsed_s, pinned=len(usable_cores()) >= NUM_WORKERS, machine=machine
+    )
 
 
 def compare_digits(addresses: Sequence[str], teller: Teller) -> SamePredictions:
@@ -116,19 +121,17 @@ def _race(
     title: str, network: nn.Module, images: Sequence[Tensor], addresses: Sequence[str], rounds: int, teller: Teller
 ) -> Row:
     inputs = [(image,) for image in images]
-
-    def say(line: str) -> None:
-        teller.say(f"{title}: {line}")
-
     with torch.inference_mode():
-        own = [network(*args) for args in inputs]
+        own = [tensors_of(network(*args)) for args in inputs]
     with (
-        distribute(network, inputs[0], addresses, planner="single", progress=say) as alone,
-        distribute(network, inputs[0], addresses, progress=say) as together,
+        distribute(network, inputs[0], addresses, planner="single", progress=teller.about(title)) as alone,
+        distribute(network, inputs[0], addresses, progress=teller.about(title)) as together,
     ):
         contenders = [SessionContender("one worker", alone, inputs), SessionContender("all workers", together, inputs)]
         rounds_told = teller.rounds(rounds, f"{title} on one worker and on {len(addresses)}")
         one, both = interleaved(contenders, own, rounds_told)
+        for contender in contenders:
+            contender.require_workers_answered()
         predicted_s = together.plan.predicted_s
     return Row(
         network=title, one=one, all=both, predicted_s=predicted_s,

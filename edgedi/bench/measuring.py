@@ -9,7 +9,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from torch import Tensor
 
 from edgedi.bench.contenders import Contender
 from edgedi.runtime.verify import compare
@@ -29,9 +30,9 @@ class Result:
 
 
 def interleaved(
-    contenders: Sequence[Contender], own_answers: Sequence[Any], rounds: Iterable[int], *, repeat: int = 1
+    contenders: Sequence[Contender], own_answers: Sequence[list[Tensor]], rounds: Iterable[int], *, repeat: int = 1
 ) -> list[Result]:
-    """Run all ``contenders`` on the inputs whose ``own_answers`` are given, the next input in every round.
+    """Run all ``contenders`` on the inputs whose ``own_answers``, the model's, are given; each round the next input.
 
     A turn is ``repeat`` requests and counts as their median. One request on each input comes before and is not counted.
     """
@@ -48,7 +49,7 @@ def interleaved(
     return [_result(contender, taken, own_answers) for contender, taken in zip(contenders, seconds, strict=True)]
 
 
-def _result(contender: Contender, seconds: Sequence[float], own_answers: Sequence[Any]) -> Result:
+def _result(contender: Contender, seconds: Sequence[float], own_answers: Sequence[list[Tensor]]) -> Result:
     found = [compare(contender.answer(index), own) for index, own in enumerate(own_answers)]
     return Result(
         name=contender.name,

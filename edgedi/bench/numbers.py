@@ -43,7 +43,7 @@ def spread(seconds: Sequence[float]) -> Spread:
 def times_as_fast(seconds: Sequence[float], base: Sequence[float]) -> Ratio:
     """How many times as fast as ``base`` a contender was, round by round.
 
-    A pair of one round shares what the machine was doing at the time: what disturbs it disturbs both sides of the ratio.
+    A pair of one round shares what the machine was doing at the time: a disturbance is on both sides of its ratio.
     The interval is a percentile bootstrap of the median (Efron 1979), seeded.
     """
     if len(seconds) != len(base) or not seconds:

@@ -28,8 +28,12 @@ class Teller:
         """One line: a step begins."""
         self._console.print(f"{self.elapsed_s:6.1f} s  {text}", markup=False, soft_wrap=True)
 
+    def about(self, subject: str) -> Callable[[str], None]:
+        """A ``say`` whose every line begins with the subject."""
+        return lambda text: self.say(f"{subject}: {text}")
+
     def rounds(self, count: int, what: str) -> Iterator[int]:
-        """0 to ``count`` - 1; the progress is shown between two of them, so that nothing is drawn while one is measured."""
+        """0 to ``count`` - 1. Progress is shown between two of them: nothing is drawn while one is measured."""
         return self._bar(count, what) if self._console.is_terminal else self._lines(count, what)
 
     def _bar(self, count: int, what: str) -> Iterator[int]:

@@ -1,27 +1,50 @@
-"""Results as tables for a terminal. The numbers come from elsewhere; here they only get their columns and units."""
+"""Results as tables and sentences for a terminal. The numbers come from elsewhere; here they get columns and units."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from edgedi.bench.comparison import Report, Single, Split
 from edgedi.bench.demo import Demo, Row
-from edgedi.bench.numbers import spread, times_as_fast
+from edgedi.bench.numbers import Ratio, spread, times_as_fast
 
 
 def milliseconds(seconds: float) -> str:
-    """Seconds as milliseconds, three digits that mean something."""
+    """Seconds as milliseconds, with the digits that mean something."""
     value = 1000 * seconds
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _table(title: str, first: str, heads: tuple[str, ...]) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+    table.add_column(first, no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
+
+
+# --- the demo ---------------------------------------------------------------------------------------------------------
+
+
+def demo_digits(demo: Demo) -> str:
+    """What the digits showed, in words."""
+    digits = demo.digits
+    verdict = "ALL THE SAME" if digits.num_equal == digits.num_images else "NOT THE SAME"
+    return (
+        f"Digits: {digits.num_equal} of {digits.num_images} test predictions are what the network alone says "
+        f"({verdict}); {digits.num_right} are right. Largest difference: {digits.largest_difference:.1e} of the "
+        f"largest score. {digits.num_split} of {digits.num_segments} segments ran split."
+    )
 
 
 def demo_table(demo: Demo) -> Table:
     """One worker, two workers, and what the second was worth."""
     title = "Batch 1 at 224 x 224, workers of one thread; milliseconds, medians of interleaved rounds"
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
-    table.add_column("network", no_wrap=True)
-    for head in ("1 worker", "2 workers", "speedup", "efficiency", "predicted", "off by", "difference"):
-        table.add_column(head, justify="right", no_wrap=True)
+    heads = ("1 worker", "2 workers", "speedup", "efficiency", "predicted", "off by", "difference")
+    table = _table(title, "network", heads)
     for row in demo.rows:
         table.add_row(*_demo_cells(row))
     return table
@@ -42,12 +65,82 @@ def _demo_cells(row: Row) -> list[str]:
     ]
 
 
-def demo_digits(demo: Demo) -> str:
-    """What the digits showed, in words."""
-    digits = demo.digits
-    verdict = "ALL THE SAME" if digits.num_equal == digits.num_images else "NOT THE SAME"
-    return (
-        f"Digits: {digits.num_equal} of {digits.num_images} test predictions as the network alone gives them "
-        f"({verdict}); {digits.num_right} are right. Largest difference {digits.largest_difference:.1e} of the largest "
-        f"score. {digits.num_split} of {digits.num_segments} segments ran split."
+# --- a comparison -----------------------------------------------------------------------------------------------------
+
+
+def planners_table(report: Report) -> Table:
+    """One row for each planner; the first, one worker alone, is the base."""
+    settings = report.settings
+    title = f"{settings.model}, {len(report.workers)} workers; milliseconds over {settings.rounds} interleaved rounds"
+    best = (f"times {report.best}",) if report.best else ()
+    heads = ("median", "min", "middle half", "times 1 worker", *best, "predicted", "compute alone", "kB", "difference")
+    table = _table(title, "planner", heads)
+    for split in report.splits:
+        table.add_row(*_split_cells(split))
+    return table
+
+
+def _split_cells(split: Split) -> list[str]:
+    against = [_ratio(split.against_best)] if split.against_best else []
+    return [
+        split.result.name,
+        *_times(split.result.seconds),
+        _ratio(split.speedup),
+        *against,
+        milliseconds(split.plan.predicted_s),
+        milliseconds(split.compute_s),
+        f"{split.traffic.total_bytes / 1000:.0f}",
+        f"{split.result.difference:.1e}",
+    ]
+
+
+def engines_table(report: Report) -> Table:
+    """One row for each engine on one worker's cores, and what it would do by its own default."""
+    title = "Engines on one worker's share of cores, in float32; beside them the precision that they pick by themselves"
+    heads = ("version", "median", "min", "middle half", "times 1 worker", "difference", "own default", "its difference")
+    table = _table(title, "engine", heads)
+    for single in report.singles:
+        table.add_row(*_single_cells(single))
+    return table
+
+
+def _single_cells(single: Single) -> list[str]:
+    default = single.own_default
+    own = ["", ""]
+    if default is not None:
+        own = [f"{milliseconds(spread(default.result.seconds).median_s)} ({default.precision})"]
+        own.append(f"{default.result.difference:.1e}")
+    return [
+        single.result.name,
+        single.version,
+        *_times(single.result.seconds),
+        _ratio(single.speedup),
+        f"{single.result.difference:.1e}",
+        *own,
+    ]
+
+
+def _times(seconds: tuple[float, ...]) -> list[str]:
+    found = spread(seconds)
+    middle = f"{milliseconds(found.low_s)}-{milliseconds(found.high_s)}"
+    return [milliseconds(found.median_s), milliseconds(found.min_s), middle]
+
+
+def _ratio(ratio: Ratio) -> str:
+    return f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def remarks(report: Report) -> Iterator[str]:
+    """What a reader of the tables has to know, a sentence each."""
+    yield str(report.machine)
+    yield (
+        "times: how many times as fast, the median of ratios within each round and its 95 % interval; middle half: the "
+        "quartiles; predicted, compute alone: the plan's cost with and without communication; kB: sent for one "
+        "request, all links together; difference: largest, as a share of the model's largest value."
     )
+    if not report.pinned:
+        yield "Workers are not pinned by this command: it does not own them, or there are fewer cores than threads."
+    if report.settings.workers and report.singles:
+        yield "The engines ran on this machine, the workers on theirs."
+    for engine, reason in report.not_compared.items():
+        yield f"Not compared: {engine}. {reason}"

@@ -1,74 +1,200 @@
-"""edgedi-bench: measure a network on one worker and on several, in one interleaved run, or show the demo."""
+"""edgedi-bench: measure a network on one worker and on several, in one interleaved run, or show the demo.
+
+Tables go to standard output, progress and errors to standard error.
+"""
 
 from __future__ import annotations
 
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from edgedi.bench.settings import DEFAULT_ROUNDS, ENGINE_NAMES, Settings
 from edgedi.errors import EdgediError
+from edgedi.partition.planners import planners
 from edgedi.runtime.version import software_version
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from edgedi.bench.progress import Teller
 
-INTERRUPTED = 130
+DIFFERENT, WRONG_USE, INTERRUPTED = 1, 2, 130
+_PIPED_WIDTH = 160
+"""Columns of text where there is no terminal to ask."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="edgedi-bench", description="Measure networks on one worker and on several.")
-    made.add_argument("--demo", action="store_true", help="three networks on two local workers, nothing to download")
+    made = argparse.ArgumentParser(
+        prog="edgedi-bench",
+        description="Measure a network on one worker, on several and in other engines, all in one interleaved run.",
+        epilog="Exit code: 0, 1 where an answer is not the model's own, 2 for what prevents running, 130 after Ctrl-C.",
+        allow_abbrev=False,
+    )
+    what = made.add_mutually_exclusive_group(required=True)
+    what.add_argument("--demo", action="store_true", help="three networks on two local workers; nothing to download")
+    what.add_argument("--model", metavar="NAME", help="torchvision:resnet50, or module:callable that returns a model")
+    made.add_argument("--input", type=_shapes, metavar="SHAPE", help="such as 1x3x224x224 (default); several by commas")
+    where = made.add_mutually_exclusive_group()
+    where.add_argument("--local", type=_positive, metavar="N", help="start N local workers (default 2)")
+    where.add_argument("--workers", type=_addresses, metavar="HOST:PORT,...", help="use workers that run already")
+    made.add_argument(
+        "--planners", type=_planners, metavar="NAME,...", help=f"of {', '.join(planners())} (default oodp)"
+    )
+    made.add_argument("--against", type=_engines, metavar="NAME,...", help=f"of {', '.join(ENGINE_NAMES)}, or none "
+                      "(default: those that are installed)")  # fmt: skip
+    made.add_argument("--rounds", type=_positive, default=DEFAULT_ROUNDS, metavar="N",
+                      help="turns of every contender (default %(default)s)")  # fmt: skip
+    made.add_argument("--repeat", type=_positive, metavar="N", help="requests in a turn, which count as their median "
+                      "(default 1)")  # fmt: skip
+    made.add_argument("--threads", type=_positive, metavar="N", help="threads, and cores, of each local worker and "
+                      "each engine (default 1)")  # fmt: skip
+    made.add_argument("--key", metavar="FILE", help="your key pair, for workers that ask for one")
+    made.add_argument("--json", type=Path, metavar="FILE", help="write every number, and what it was measured on")
     made.add_argument("--version", action="version", version=f"edgedi {software_version()}")
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; return 0, 1 where an answer was not the model's own, 2 for what prevents running, 130 after Ctrl-C."""
-    arguments = parser().parse_args(argv)
-    if not arguments.demo:
-        parser().error("give --demo")
+    """Run; return an exit code, see ``parser``."""
+    arguments = _read(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return _run(arguments)
+        _check_writable(arguments.json)
+        return _demo(arguments) if arguments.demo else _compare(arguments)
     except KeyboardInterrupt:
         print("edgedi-bench: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (EdgediError, ValueError, OSError) as error:
+    except (EdgediError, ValueError, TypeError, OSError) as error:
         print(f"edgedi-bench: {error}", file=sys.stderr)
-        return 2
+        return WRONG_USE
+
+
+def _read(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options; those that mean nothing to the demo are refused with it."""
+    made = parser()
+    arguments = made.parse_args(argv)
+    if arguments.demo:
+        for name in ("input", "local", "workers", "planners", "against", "repeat", "threads", "key"):
+            if getattr(arguments, name) is not None:
+                made.error(f"--demo does not take --{name}; it takes --rounds and --json")
+    return arguments
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    from edgedi.bench.progress import Teller
-
-    return _demo(Teller())
-
-
-def _demo(teller: Teller) -> int:
-    from rich.console import Console
-
+def _demo(arguments: argparse.Namespace) -> int:
+    teller, console = _tellers()
     teller.say("loading torch and torchvision")
+    from edgedi.bench.as_json import demo_json
     from edgedi.bench.demo import run_demo
     from edgedi.bench.tables import demo_digits, demo_table
 
-    demo = run_demo(teller)
-    console = Console()
+    demo = run_demo(teller, rounds=arguments.rounds)
     console.print(demo_digits(demo))
     console.print(demo_table(demo))
+    console.print(str(demo.machine))
     if not demo.pinned:
-        console.print("Fewer cores than workers here: the speedup says nothing.")
-    if not demo.same:
-        print("edgedi-bench: an answer differs from the model's own; please report this", file=sys.stderr)
-        return 1
+        console.print("There are fewer cores than workers here: the speedup says nothing.")
+    return _end(arguments.json, lambda: demo_json(demo), same=demo.same)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    teller, console = _tellers()
+    teller.say("loading torch")
+    from edgedi.bench.as_json import report_json
+    from edgedi.bench.comparison import run_comparison
+    from edgedi.bench.tables import engines_table, planners_table, remarks
+
+    settings = Settings(
+        model=arguments.model,
+        shapes=arguments.input or ((1, 3, 224, 224),),
+        num_local=arguments.local or 2,
+        workers=arguments.workers or (),
+        planners=arguments.planners or ("oodp",),
+        engines=arguments.against,
+        rounds=arguments.rounds,
+        repeat=arguments.repeat or 1,
+        threads=arguments.threads or 1,
+        key=arguments.key,
+    )
+    report = run_comparison(settings, teller)
+    console.print(planners_table(report))
+    if report.singles:
+        console.print(engines_table(report))
+    for remark in remarks(report):
+        console.print(remark, markup=False)
+    return _end(arguments.json, lambda: report_json(report), same=report.same)
+
+
+def _tellers() -> tuple[Teller, Console]:
+    from rich.console import Console
+
+    from edgedi.bench.progress import Teller
+
+    width = None if sys.stdout.isatty() else _PIPED_WIDTH
+    return Teller(), Console(width=width, highlight=False)
+
+
+def _check_writable(path: Path | None) -> None:
+    """Before minutes of measuring, not after."""
+    if path is not None:
+        path.touch()
+
+
+def _end(path: Path | None, text: Callable[[], str], *, same: bool) -> int:
+    if path is not None:
+        path.write_text(text() + "\n", encoding="utf-8")
+    if not same:
+        print("edgedi-bench: an answer differs from the model's own, see the column 'difference'", file=sys.stderr)
+        return DIFFERENT
     return 0
+
+
+# --- reading options --------------------------------------------------------------------------------------------------
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
+    return int(text)
+
+
+def _shapes(text: str) -> tuple[tuple[int, ...], ...]:
+    shapes = tuple(tuple(part.split("x")) for part in text.split(","))
+    if not all(length.isdecimal() and int(length) > 0 for shape in shapes for length in shape):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape such as 1x3x224x224, or several joined by commas")
+    return tuple(tuple(int(length) for length in shape) for shape in shapes)
+
+
+def _addresses(text: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(":" in part for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of host:port or host:port#key, joined by commas")
+    return parts
+
+
+def _planners(text: str) -> tuple[str, ...]:
+    return _names(text, planners())
+
+
+def _engines(text: str) -> tuple[str, ...]:
+    return () if text == "none" else _names(text, ENGINE_NAMES)
+
+
+def _names(text: str, accepted: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in accepted:
+            raise argparse.ArgumentTypeError(f"there is no {name!r}; accepted are {', '.join(accepted)}")
+    return names
 
 
 if __name__ == "__main__":

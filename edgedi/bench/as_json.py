@@ -1,0 +1,75 @@
+"""A report as JSON: every number of the tables and all the seconds behind them, in SI units."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from edgedi.bench.comparison import Report, Single, Split
+from edgedi.bench.demo import Demo
+from edgedi.bench.measuring import Result
+from edgedi.bench.numbers import spread
+
+FORMAT = 1
+"""Rises when a name or a meaning changes."""
+
+
+def report_json(report: Report) -> str:
+    """A comparison."""
+    values = {
+        "format": FORMAT,
+        "machine": asdict(report.machine),
+        "settings": asdict(report.settings),
+        "workers": report.workers,
+        "pinned": report.pinned,
+        "same": report.same,
+        "planners": [_split(split) for split in report.splits],
+        "engines": [_single(single) for single in report.singles],
+        "best_engine": report.best,
+        "not_compared": report.not_compared,
+    }
+    return json.dumps(values, indent=1)
+
+
+def demo_json(demo: Demo) -> str:
+    """The demo."""
+    rows = [
+        {
+            "network": row.network,
+            "one_worker": _result(row.one),
+            "all_workers": _result(row.all),
+            "predicted_s": row.predicted_s,
+            "largest_difference": row.largest_difference,
+        }
+        for row in demo.rows
+    ]
+    values = {"format": FORMAT, "machine": asdict(demo.machine), "seconds": demo.seconds, "same": demo.same}
+    return json.dumps({**values, "digits": asdict(demo.digits), "rows": rows}, indent=1)
+
+
+def _result(result: Result) -> dict[str, Any]:
+    return {**asdict(result), **asdict(spread(result.seconds))}
+
+
+def _split(split: Split) -> dict[str, Any]:
+    return {
+        **_result(split.result),
+        "predicted_s": split.plan.predicted_s,
+        "predicted_compute_s": split.compute_s,
+        "home_bytes": split.traffic.home_bytes,
+        "between_workers_bytes": split.traffic.between_workers_bytes,
+        "times_as_fast_as_one_worker": asdict(split.speedup),
+        "times_as_fast_as_best_engine": asdict(split.against_best) if split.against_best else None,
+        "plan": str(split.plan),
+    }
+
+
+def _single(single: Single) -> dict[str, Any]:
+    return {
+        **_result(single.result),
+        "version": single.version,
+        "precision": single.precision,
+        "times_as_fast_as_one_worker": asdict(single.speedup),
+        "own_default": _single(single.own_default) if single.own_default else None,
+    }

@@ -1,0 +1,26 @@
+"""What a comparison is asked for. Read from the command line before torch is loaded, so it knows nothing of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ENGINE_NAMES = ("eager", "openvino", "onnxruntime", "inductor")
+"""What ``--against`` accepts. OpenVINO's own default precision takes part by itself, beside OpenVINO in float32."""
+DEFAULT_ROUNDS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What to compare. ``workers`` are addresses of running ones; where there are none, ``num_local`` are started."""
+
+    model: str
+    shapes: tuple[tuple[int, ...], ...] = ((1, 3, 224, 224),)
+    num_local: int = 2
+    workers: tuple[str, ...] = ()
+    planners: tuple[str, ...] = ("oodp",)
+    engines: tuple[str, ...] | None = None
+    """``None`` for all that are installed."""
+    rounds: int = DEFAULT_ROUNDS
+    repeat: int = 1
+    threads: int = 1
+    key: str | None = None
