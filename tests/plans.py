@@ -16,7 +16,7 @@ def axis_plan(graph: LayerGraph, num_workers: int, axis: str = "rows", *, depth:
     dims, position = axis_dims(graph, axis), 0
     segments: list[Segment] = []
     while position < len(graph.layers):
-        layers = _without_axis(graph, position, dims) or _run(graph, position, depth, dims)
+        layers = _without_axis(graph, position, dims) or _with_axis(graph, _run(graph, position, depth, dims), dims)
         split = _split(graph, layers, axis, dims, even=num_workers)
         segments.append(split or _whole(graph, layers, len(segments) % num_workers))
         position = segments[-1].layers.stop
@@ -49,6 +49,15 @@ def _without_axis(graph: LayerGraph, start: int, dims: Mapping[str, int]) -> Int
             break
         stop += 1
     return Interval(start, stop) if stop > start else None
+
+
+def _with_axis(graph: LayerGraph, layers: Interval, dims: Mapping[str, int]) -> Interval:
+    """``layers`` up to one that loses the axis: all of its input, and of what that is made of, would be needed."""
+    for position in range(layers.start + 1, layers.stop):
+        layer = graph.layers[position]
+        if layer.name not in dims and layer.op != "partial" and any(name in dims for name in layer.inputs):
+            return Interval(layers.start, position)
+    return layers
 
 
 def _weights(num_workers: int, rng: random.Random) -> list[float]:

@@ -198,12 +198,12 @@ def _max_pool(task: Task) -> Kernel:
 
 
 def _avg_pool(task: Task) -> Kernel:
-    """Sums over explicitly padded windows, times one over the count that torch would divide by at the true border."""
+    """Sums over explicitly padded windows, divided by what torch would divide by at the true border."""
     attributes, rank = task.layer.attributes, len(task.layer.attributes["kernel"])
     found = windows.borders(task, most_symmetric=(0,) * rank)
     kernel, stride = list(attributes["kernel"]), list(attributes["stride"])
-    scale = _avg_scale(task)
-    uniform = float(scale.flatten()[0]) if bool((scale == scale.flatten()[0]).all()) else None
+    divisor = _avg_divisor(task)
+    uniform = float(divisor.flatten()[0]) if bool((divisor == divisor.flatten()[0]).all()) else None
     function = _AVG_POOL[max(rank, 2)]
 
     def pool(x: Tensor) -> Tensor:
@@ -212,19 +212,19 @@ def _avg_pool(task: Task) -> Kernel:
         return function(x, kernel, stride, divisor_override=1)
 
     summed = windows.wrap(pool, found)
-    return (lambda x: summed(x) * uniform) if uniform is not None else (lambda x: summed(x) * scale)
+    return (lambda x: summed(x) / uniform) if uniform is not None else (lambda x: summed(x) / divisor)
 
 
-def _avg_scale(task: Task) -> Tensor:
+def _avg_divisor(task: Task) -> Tensor:
     attributes, rank = task.layer.attributes, len(task.layer.attributes["kernel"])
     if attributes.get("divisor"):
-        return torch.full((1,) * (rank + 2), 1.0 / attributes["divisor"], dtype=TORCH_DTYPES[task.layer.spec.dtype])
+        return torch.full((1,) * (rank + 2), float(attributes["divisor"]), dtype=torch.float64)
     counts = torch.ones((1,) * (rank + 2), dtype=torch.float64)
     for axis in range(rank):
         shape = [1] * (rank + 2)
         shape[axis + 2] = -1
         counts = counts * torch.tensor(_avg_counts(task, axis), dtype=torch.float64).reshape(shape)
-    return (1.0 / counts).to(TORCH_DTYPES[task.layer.spec.dtype])
+    return counts.to(TORCH_DTYPES[task.layer.spec.dtype])
 
 
 def _avg_counts(task: Task, axis: int) -> list[int]:

@@ -45,22 +45,48 @@ class Packer:
     """Weights reordered for oneDNN, kept once for every use that wants the same memory layout.
 
     The layout depends on the input's height: one reordered for another height can cost many times as much to run.
+    Weights are known by the name that ``name`` gives them while a program loads, else by identity; reordering loses
+    nothing (``plain`` undoes it), so that whoever holds the named original need not keep it.
     """
 
     def __init__(self) -> None:
-        self._packed: dict[tuple[int, bytes], Tensor] = {}
-        self._alive: dict[int, Tensor] = {}
+        self._packed: dict[Any, dict[bytes, Tensor]] = {}
+        self._names: dict[int, tuple[Any, Tensor]] = {}  # by identity; the tensor stays so that no identity comes twice
+
+    def name(self, weight: Tensor, name: str) -> Tensor:
+        """Know ``weight`` by ``name`` until ``forget_names``; returns it."""
+        self._names[id(weight)] = (name, weight)
+        return weight
+
+    def forget_names(self) -> None:
+        """Let go of the originals of named weights."""
+        self._names.clear()
+
+    def forget(self, name: str) -> None:
+        """Let go of a named weight in every layout (programs that run keep theirs)."""
+        self._packed.pop(name, None)
+
+    def any_of(self, name: str) -> Tensor | None:
+        """A named weight in some layout."""
+        return next(iter(self._packed.get(name, {}).values()), None)
 
     def pack(self, weight: Tensor, arguments: tuple[Any, ...]) -> Tensor:
-        """``weight`` as oneDNN wants it; ``arguments`` are padding, stride, dilation, groups and input size."""
+        """``weight`` as oneDNN wants it; ``arguments``: padding, stride, dilation, groups, input size."""
         packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *arguments)
-        self._alive[id(weight)] = weight
-        return self._packed.setdefault((id(weight), _layout(packed)), packed)
+        if id(weight) not in self._names:
+            self._names[id(weight)] = (id(weight), weight)
+        return self._packed.setdefault(self._names[id(weight)][0], {}).setdefault(_layout(packed), packed)
 
     @property
     def num_bytes(self) -> int:
         """Bytes held by reordered weights (their logical size)."""
-        return sum(p.numel() * p.element_size() for p in self._packed.values())
+        layouts = (packed for layouts in self._packed.values() for packed in layouts.values())
+        return sum(packed.numel() * packed.element_size() for packed in layouts)
+
+
+def plain(weight: Tensor) -> Tensor:
+    """``weight`` as it was before it was reordered, bit for bit."""
+    return weight.to_dense() if weight.is_mkldnn else weight
 
 
 def _layout(packed: Tensor) -> bytes:

@@ -128,9 +128,11 @@ def _along(dim: int, index: Tensor, weight: Tensor, rank: int) -> Kernel:
     columns = [(index[:, tap].contiguous(), weight[:, tap].reshape(shape)) for tap in range(index.shape[1])]
 
     def run(x: Tensor) -> Tensor:
-        total = x.index_select(dim, columns[0][0]) * columns[0][1].to(x.dtype)
+        total = x.index_select(dim, columns[0][0]) * columns[0][1]
         for rows, factor in columns[1:]:
-            total = total + x.index_select(dim, rows) * factor.to(x.dtype)
-        return total
+            total = total + x.index_select(dim, rows) * factor
+        return total.to(
+            x.dtype
+        )  # weights are float32 at least, and so is the sum: half precision rounds once, as torch does
 
     return run
