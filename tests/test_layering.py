@@ -43,6 +43,7 @@ TORCH_IMPORTERS = (
     "edgedi.runtime.reference",
     "edgedi.runtime.verify",
     "edgedi.runtime.session",
+    "edgedi.runtime.distribute",
     "edgedi.bench.*",  # builds and trains the demo's network; runs beside the workers, never in one
 )
 

@@ -57,12 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     try:
         _prepare_process(arguments)
-        return _serve(arguments)
+        _serve(arguments)
     except (EdgediError, ValueError, OSError) as error:
         print(f"edgedi-worker: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before it served
-        return 0
+        pass
+    logging.getLogger("edgedi.worker").info("stopped")
+    return 0
 
 
 def _prepare_process(arguments: argparse.Namespace) -> None:
@@ -90,7 +92,7 @@ def _pin(cores: Sequence[int]) -> None:
         raise ValueError(f"--cores {given}: this process may use cores {usable}")
 
 
-def _serve(arguments: argparse.Namespace) -> int:
+def _serve(arguments: argparse.Namespace) -> None:
     serving: list[Worker] = []
     _end_on_signals(serving)
     options = _options(arguments)
@@ -102,13 +104,11 @@ def _serve(arguments: argparse.Namespace) -> int:
         port = worker.bind()
         if arguments.end_with_parent:
             threading.Thread(target=_watch_parent, daemon=True).start()
-        print(f"ready {options.host}:{port}", flush=True)
         _log_how_open(options, port, arguments)
+        print(f"ready {options.host}:{port}", flush=True)
         worker.serve()
     finally:
         worker.close()
-    logging.getLogger("edgedi.worker").info("stopped")
-    return 0
 
 
 def _end_on_signals(serving: Sequence[Worker]) -> None:

@@ -27,20 +27,23 @@ from edgedi.partition.plan import HOME
 from edgedi.partition.program import Piece as ProgramPiece
 from edgedi.runtime.executor import LoadedProgram, ProgramRun
 from edgedi.runtime.keys import KeyPair, WorkerAddress, fingerprint
-from edgedi.runtime.messages import Abort, Failed, Message, Piece, Ping, Pong, Refused
+from edgedi.runtime.messages import Abort, Close, Failed, Message, Piece, Ping, Pong, Refused
 from edgedi.runtime.peers import COPY_BYTES
 from edgedi.runtime.security import apply_curve_client, apply_socket_options, map_zmq_error
 from edgedi.runtime.tensors import Tensor, from_wire, inference, to_wire
 from edgedi.runtime.wire import decode, encode
 
 log = logging.getLogger("edgedi.coordinator")
+MOST_GREETINGS = 3
+"""How often an open link may break off before both sides know each other; each time libzmq tries again by itself."""
 PING_EVERY_S = 5.0
 """So that workers know that the session lives (they close it after a minute of silence)."""
 _MONITORED = (
     zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
 
 
@@ -51,6 +54,8 @@ class _Link:
     monitor: zmq.Socket[bytes]
     asked: list[tuple[tuple[type, ...], Future[Any]]]
     lost: EdgediError | None = None
+    shook_hands: bool = False
+    broken_greetings: int = 0
     pinged_s: float = 0.0
     sent_bytes: int = 0
     received_bytes: int = 0
@@ -108,6 +113,7 @@ class Coordinator:
             raise
         self._commands: deque[Callable[[], None]] = deque()
         self._requests: dict[tuple[str, int, int], Request] = {}
+        self._retiring: dict[tuple[str, int], tuple[int, ...]] = {}
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
@@ -160,6 +166,10 @@ class Coordinator:
     def start_request(self, request: Request) -> None:
         """Begin a request; its ``done`` hears of the end."""
         self._call(lambda: self._begin(request))
+
+    def retire(self, session: str, epoch: int, links: Sequence[int]) -> None:
+        """Free an epoch on its workers as soon as its last request has ended."""
+        self._call(lambda: self._retire(session, epoch, tuple(links)))
 
     def lost(self, worker: int) -> EdgediError | None:
         """Why a worker's link is lost, ``None`` while it stands."""
@@ -332,6 +342,18 @@ class Coordinator:
                 abort = Abort(session=request.session, epoch=request.epoch, request=request.number)
                 self._send(self._links[index], abort)
         request.done(outputs, error)
+        if self._retiring:
+            self._free_retired()
+
+    def _retire(self, session: str, epoch: int, links: tuple[int, ...]) -> None:
+        self._retiring[session, epoch] = links
+        self._free_retired()
+
+    def _free_retired(self) -> None:
+        busy = {(request.session, request.epoch) for request in self._requests.values()}
+        for session, epoch in [key for key in self._retiring if key not in busy]:
+            for index in self._retiring.pop((session, epoch)):
+                self._send(self._links[index], Close(session=session, epoch=epoch))
 
     # --- time and loss -----------------------------------------------------------------------------------------------
 
@@ -357,17 +379,30 @@ class Coordinator:
                 event = parse_monitor_message(link.monitor.recv_multipart(zmq.NOBLOCK))["event"]
             except zmq.Again:
                 return
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                link.shook_hands = True
+                continue
             address = link.address
             closed = WorkerLost(f"worker {address} closed the connection", worker=str(address))
-            self._lose(index, closed if event == zmq.EVENT_DISCONNECTED else self._why_no_handshake(address, event))
-            return
+            error = closed if link.shook_hands else self._why_no_handshake(link, event)
+            if error is not None:
+                self._lose(index, error)
+                return
 
-    def _why_no_handshake(self, address: WorkerAddress, event: int) -> EdgediError:
-        """libzmq says that the two sides did not come together; which keys they have says why."""
+    def _why_no_handshake(self, link: _Link, event: int) -> EdgediError | None:
+        """libzmq says that the two sides did not come together; which keys they have says why. ``None``: not yet clear,
+        as when the worker's end of the line came before its word.
+        """
+        address = link.address
         if address.public_key is None:
+            keys = f"give key=FILE, and {address}#<its public key>"
             if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-                return SecurityError(f"worker {address} wants keys: give key=FILE, and {address}#<its public key>")
-            return WorkerLost(f"{address} broke off the greeting: is that an edgedi-worker?", worker=str(address))
+                return SecurityError(f"worker {address} wants keys: {keys}")
+            link.broken_greetings += event == zmq.EVENT_DISCONNECTED
+            if link.broken_greetings < MOST_GREETINGS:
+                return None
+            text = f"{address} breaks off the greeting: is that an edgedi-worker? If it wants keys, {keys}"
+            return WorkerLost(text, worker=str(address))
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             ours = fingerprint(self._keypair.public) if self._keypair else "none"
             return SecurityError(

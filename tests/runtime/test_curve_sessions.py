@@ -15,7 +15,7 @@ from edgedi import distribute
 from edgedi.cli import keygen
 from edgedi.errors import SecurityError, WorkerLost
 from edgedi.partition.operators import OPERATOR_TABLE_VERSION
-from edgedi.runtime import session as session_module
+from edgedi.runtime import deployment as deployment_module
 from edgedi.runtime.keys import KeyPair, fingerprint, generate_keypair, load_keypair, save_keypair
 from edgedi.runtime.local_workers import LocalWorkers
 from edgedi.runtime.messages import AskStatistics, Deploy, Hello, Message, Need, Refused, Welcome
@@ -93,14 +93,16 @@ def test_keyed_workers_exchange_halos_and_answer_rightly(keyed: Keyed) -> None:
 
 def test_halos_over_encrypted_tcp(keyed: Keyed, monkeypatch: pytest.MonkeyPatch) -> None:
     """As between machines: without Unix sockets, by the keys that the coordinator vouches for."""
-    peers = session_module.Session._peers
+    peers = deployment_module.Deployer._peers
 
-    def on_other_machines(session: session_module.Session, alive: list[int], me: int) -> tuple[dict[str, object], ...]:
-        found = [{**peer, "halo_address": None} for peer in peers(session, alive, me)]
+    def on_other_machines(
+        deployer: deployment_module.Deployer, alive: list[int], me: int
+    ) -> tuple[dict[str, object], ...]:
+        found = [{**peer, "halo_address": None} for peer in peers(deployer, alive, me)]
         assert [peer["public_key"] for peer in found] == [keyed.keypairs[1 - me].public]
         return tuple(found)
 
-    monkeypatch.setattr(session_module.Session, "_peers", on_other_machines)
+    monkeypatch.setattr(deployment_module.Deployer, "_peers", on_other_machines)
     check_session(keyed.with_keys, keyed.key)
     check_session(keyed.with_keys, keyed.key)
 
@@ -167,7 +169,7 @@ def test_a_keyed_worker_wants_a_key_of_us(keyed: Keyed) -> None:
 
 
 def test_a_keyed_worker_does_not_talk_in_the_open(keyed: Keyed) -> None:
-    with pytest.raises(SecurityError, match=r"wants keys: give key=FILE"):
+    with pytest.raises((SecurityError, WorkerLost), match=r"wants keys.* give key=FILE"):  # how it ends is a race
         distribute(small(), image(), keyed.addresses)
 
 
@@ -198,7 +200,7 @@ def test_a_key_file_that_others_can_read_is_refused(keyed: Keyed, tmp_path: Path
 
 
 def test_an_address_where_nobody_speaks_zeromq_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "HELLO_TIMEOUT_S", 5.0)
+    monkeypatch.setattr(deployment_module, "HELLO_TIMEOUT_S", 5.0)
     import socket
     import threading
 
@@ -215,7 +217,7 @@ def test_an_address_where_nobody_speaks_zeromq_is_named(monkeypatch: pytest.Monk
                 link.close()
 
         threading.Thread(target=answer, daemon=True).start()
-        with pytest.raises(WorkerLost, match=rf"127\.0\.0\.1:{port} broke off the greeting: is that an edgedi-worker"):
+        with pytest.raises(WorkerLost, match=rf"127\.0\.0\.1:{port} breaks off the greeting: is that an edgedi-worker"):
             distribute(small(), image(), [f"127.0.0.1:{port}"])
 
 
