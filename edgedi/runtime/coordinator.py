@@ -99,10 +99,9 @@ class Coordinator:
         addresses: Sequence[WorkerAddress],
         keypair: KeyPair | None,
         *,
-        on_lost: Callable[[int, EdgediError], None] = lambda index, error: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock, self._on_lost = clock, on_lost
+        self._clock = clock
         self._context = zmq.Context()
         self._poller = zmq.Poller()
         self._keypair = keypair
@@ -139,7 +138,7 @@ class Coordinator:
             raise map_zmq_error(error, f"connecting to {address}") from error
         self._poller.register(made, zmq.POLLIN)
         self._poller.register(monitor, zmq.POLLIN)
-        return _Link(address, made, monitor, [])
+        return _Link(address, made, monitor, [], pinged_s=self._clock())  # the first word is the greeting
 
     # --- for callers, from any thread --------------------------------------------------------------------------------
 
@@ -429,7 +428,6 @@ class Coordinator:
         link.asked.clear()
         for request in [r for r in self._requests.values() if index in r.links]:
             self._end(request, None, error)
-        self._on_lost(index, error)
 
     def _shut(self) -> None:
         closed = WorkerLost("the session was closed")

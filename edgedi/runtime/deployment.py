@@ -19,7 +19,7 @@ from edgedi.runtime.executor import LoadedProgram
 from edgedi.runtime.kernels import fused
 from edgedi.runtime.keys import WorkerAddress
 from edgedi.runtime.loading import Shipment
-from edgedi.runtime.messages import Close, Hello, Welcome
+from edgedi.runtime.messages import Hello, Welcome
 from edgedi.runtime.profiler import deploy_message, device_profiles, install, link_profile
 from edgedi.runtime.reference import weights_of
 from edgedi.runtime.version import software_version
@@ -142,11 +142,9 @@ class Deployer:
         return self._measured(capture, alive)
 
     def _measured(self, capture: Capture, alive: Sequence[int]) -> ClusterProfile:
-        session = f"{self._session}-profile-{self._next_epoch}"
         welcomes = {link: self.welcomes[link] for link in alive}
-        devices = device_profiles(self._coordinator, capture, welcomes, session, self._say)
+        devices = device_profiles(self._coordinator, capture, welcomes, self._say)
         for link in alive:
-            self._coordinator.tell(link, Close(session=session))
             if link not in self._links:
                 self._links[link] = link_profile(self._coordinator, link)
         slowest = max((self._links[link] for link in alive), key=lambda link: link.latency_s)

@@ -151,7 +151,7 @@ def load(
         if limit_bytes is not None:
             _check_memory(program, graph, store, digests_of(layers), limit_bytes)
         with made_on(device):
-            return LoadedProgram(program, graph, lambda name, cut: store[name], packer=packer, device=device)
+            return LoadedProgram(program, graph, lambda name, cut: store.lend(name), packer=packer, device=device)
     except EdgediError:
         raise
     except Exception as error:  # the table's functions take a stranger's attributes: whatever they raise is his doing

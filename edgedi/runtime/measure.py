@@ -7,16 +7,22 @@ the device does only ever adds.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from edgedi.partition.graph import LayerGraph
-from edgedi.partition.program import UNSPLIT, Piece, Run
+from edgedi.partition.program import UNSPLIT, Piece, Program, Run
 from edgedi.runtime.executor import LoadedProgram
 from edgedi.runtime.kernels.eager import TORCH_DTYPES
+from edgedi.runtime.kernels.fused import Packer
+from edgedi.runtime.loading import INPUT, WorkerMemoryError, digests_of, load
+from edgedi.runtime.messages import tensor_bytes
+from edgedi.runtime.weights import WeightStore
 
 Measurement = tuple[str, str, int, float]
 
@@ -40,6 +46,56 @@ def measure_program(
 def _named(run: Run, seconds: float) -> Measurement:
     piece = run.piece
     return (piece.tensor, "whole" if piece.dim == UNSPLIT else str(piece.dim), len(piece.interval), seconds)
+
+
+def measure_described(
+    text: str,
+    layers: tuple[dict[str, Any], ...],
+    weights: Sequence[Mapping[str, Any]],
+    repeats: int,
+    *,
+    fast: bool,
+    limit_bytes: int | None,
+    device: str,
+) -> tuple[Measurement, ...]:
+    """Measure a program as a coordinator describes it, on weights that are noise.
+
+    Where all of it does not fit into ``limit_bytes``, layer by layer (with warmer weights than in a request); a layer
+    that does not fit by itself is left out.
+    """
+
+    def run(program: str, described: tuple[dict[str, Any], ...]) -> tuple[Measurement, ...]:
+        packer = Packer() if fast else None
+        names = set(digests_of(described))
+        store = noise_store([weight for weight in weights if weight["digest"] in names], packer, device)
+        loaded = load(program, described, store, packer, limit_bytes=limit_bytes, device=device)
+        return measure_program(loaded, repeats)
+
+    if limit_bytes is None or sum(tensor_bytes(w["dtype"], w["shape"]) for w in weights) <= limit_bytes:
+        with contextlib.suppress(WorkerMemoryError):
+            return run(text, layers)
+    measured: list[Measurement] = []
+    for instruction in Program.parse(text).instructions:
+        alone = Program(participant=0, instructions=(instruction,))
+        with contextlib.suppress(WorkerMemoryError):
+            measured += run(str(alone), _alone(layers, instruction.piece.tensor))
+    return tuple(measured)
+
+
+def _alone(layers: tuple[dict[str, Any], ...], name: str) -> tuple[dict[str, Any], ...]:
+    """One layer's description; what it reads becomes input."""
+    wanted = next(layer for layer in layers if layer["name"] == name)
+    inputs = [layer for layer in layers if layer["name"] in wanted["inputs"]]
+    return (*({**layer, "op": INPUT, "inputs": (), "weights": {}, "attributes": {}} for layer in inputs), wanted)
+
+
+def noise_store(weights: Sequence[Mapping[str, Any]], packer: Packer | None, device: str) -> WeightStore:
+    """Noise in the place of weights: how long a layer takes does not depend on their values."""
+    store = WeightStore(device=device, packer=packer)
+    for weight in weights:
+        values = torch.rand(weight["shape"], dtype=torch.float32) * 0.1
+        store.put(weight["digest"], values.to(TORCH_DTYPES[weight["dtype"]]))
+    return store
 
 
 def random_piece(piece: Piece, graph: LayerGraph) -> Tensor:

@@ -329,12 +329,15 @@ class Abort:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Close:
-    """C -> W: this session is over, all its epochs with it."""
+    """C -> W: this session is over, all its epochs with it; or, where ``epoch`` is given, that epoch alone."""
 
     session: str
+    epoch: int | None = None
 
     def __post_init__(self) -> None:
         _name("session", self.session)
+        if self.epoch is not None:
+            _count("epoch", self.epoch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -380,15 +383,19 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """C -> W: run every layer of this epoch's program ``repeats`` times and say how long each took."""
+    """C -> W: run every layer of a program ``repeats`` times on noise and say how long each took.
 
-    session: str
-    epoch: int
+    Fields as in ``Deploy``; nothing is kept. Weights are noise too, made by the worker; digests only tell them apart.
+    """
+
+    program: str
+    layers: tuple[Description, ...]
+    weights: tuple[Description, ...]
     repeats: int
 
     def __post_init__(self) -> None:
-        _name("session", self.session)
-        _count("epoch", self.epoch)
+        for weight in self.weights:
+            _weight(weight)
         _require(1 <= self.repeats <= 10_000, f"repeats must be 1 to 10000, not {self.repeats}")
 
 
@@ -396,13 +403,9 @@ class Measure:
 class Measured:
     """W -> C, the answer to ``Measure``: tuples (layer, axis, length along that axis, seconds)."""
 
-    session: str
-    epoch: int
     seconds: tuple[tuple[str, str, int, float], ...]
 
     def __post_init__(self) -> None:
-        _name("session", self.session)
-        _count("epoch", self.epoch)
         for layer, axis, length, seconds in self.seconds:
             _name("layer", layer)
             _name("axis", axis)

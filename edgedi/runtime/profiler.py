@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import statistics
 import time
 from collections import defaultdict
@@ -28,7 +29,6 @@ from edgedi.runtime.loading import Shipment, digests_of
 from edgedi.runtime.messages import Deploy, Measure, Measured, Ping, Pong, Ready, Weights, Welcome
 from edgedi.runtime.messages import Need as NeedWeights
 from edgedi.runtime.tensors import element_type, to_wire
-from edgedi.runtime.weights import weight_digest
 
 REPEATS = 5
 PROBE_BYTES = 4_000_000
@@ -83,7 +83,7 @@ def _piece(tensor: str, part: Need) -> Piece:
 
 
 def device_profiles(
-    coordinator: Coordinator, capture: Capture, welcomes: Mapping[int, Welcome], session: str, say: Say
+    coordinator: Coordinator, capture: Capture, welcomes: Mapping[int, Welcome], say: Say
 ) -> tuple[DeviceProfile, ...]:
     """One profile per worker (by link number), from the cache if it is there, else measured on all lacking at once."""
     graph = capture.graph
@@ -91,7 +91,7 @@ def device_profiles(
     lacking = [link for link, welcome in welcomes.items() if known[welcome.fingerprint] is None]
     if lacking:
         say(f"measuring {len(graph.layers)} layers on {', '.join(welcomes[link].name for link in lacking)}")
-        measured = _measure(coordinator, capture, lacking, session, say)
+        measured = _measure(coordinator, graph, capture.weights, lacking, say)
         for link in lacking:
             made = _profile(welcomes[link], graph, measured[link])
             known[welcomes[link].fingerprint] = made
@@ -106,22 +106,24 @@ def _named(welcome: Welcome, profile: DeviceProfile | None) -> DeviceProfile:
 
 
 def _measure(
-    coordinator: Coordinator, capture: Capture, workers: Sequence[int], session: str, say: Say
+    coordinator: Coordinator, graph: LayerGraph, weights: Mapping[str, Any], links: Sequence[int], say: Say
 ) -> dict[int, dict[tuple[str, int], Measured]]:
-    shipment = Shipment(capture.weights, weight_digest)
-    results: dict[int, dict[tuple[str, int], Measured]] = {worker: {} for worker in workers}
-    programs = {key: p for key, p in profile_programs(capture.graph).items() if p.instructions}
-    for epoch, (key, program) in enumerate(programs.items()):
-        say(f"measuring {key[0]} 1/{key[1]} ({epoch + 1} of {len(programs)})")
-        whole = ProgramSet(graph=capture.graph, programs={0: program})
-        deploys = {w: deploy_message(whole, shipment, session, epoch, 0, 1, ()) for w in workers}
-        install(coordinator, deploys, shipment)
-        answers = {
-            w: coordinator.ask(w, Measure(session=session, epoch=epoch, repeats=REPEATS), Measured) for w in workers
-        }
-        for worker, answer in answers.items():
-            results[worker][key] = answer_of(answer, MEASURE_TIMEOUT_S, "measuring layers")
+    shipment = Shipment(weights, lambda tensor: secrets.token_hex(16))  # noise is measured: names need no content
+    results: dict[int, dict[tuple[str, int], Measured]] = {link: {} for link in links}
+    programs = {key: program for key, program in profile_programs(graph).items() if program.instructions}
+    for number, (key, program) in enumerate(programs.items(), start=1):
+        say(f"measuring {key[0]} 1/{key[1]} ({number} of {len(programs)})")
+        layers = shipment.describe(ProgramSet(graph=graph, programs={0: program}), 0)
+        message = Measure(program=str(program), layers=layers, weights=_weight_specs(layers, shipment), repeats=REPEATS)
+        answers = {link: coordinator.ask(link, message, Measured) for link in links}
+        for link, answer in answers.items():
+            results[link][key] = answer_of(answer, MEASURE_TIMEOUT_S, "measuring layers")
     return results
+
+
+def _weight_specs(layers: tuple[dict[str, Any], ...], shipment: Shipment) -> tuple[dict[str, Any], ...]:
+    tensors = {digest: shipment.tensors[digest] for digest in digests_of(layers)}
+    return tuple({"digest": d, "dtype": element_type(t), "shape": tuple(t.shape)} for d, t in tensors.items())
 
 
 def deploy_message(
@@ -135,10 +137,6 @@ def deploy_message(
 ) -> Deploy:
     """The program of one participant, with descriptions of its layers and the digests of its weights."""
     layers = shipment.describe(programs, participant)
-    weights = []
-    for digest in digests_of(layers):
-        tensor = shipment.tensors[digest]
-        weights.append({"digest": digest, "dtype": element_type(tensor), "shape": tuple(tensor.shape)})
     return Deploy(
         session=session,
         epoch=epoch,
@@ -146,7 +144,7 @@ def deploy_message(
         num_participants=num_participants,
         program=str(programs.programs[participant]),
         layers=layers,
-        weights=tuple(weights),
+        weights=_weight_specs(layers, shipment),
         peers=peers,
         graph_digest=programs.graph.digest,
         plan_digest=programs.plan_digest or programs.digest,

@@ -95,7 +95,8 @@ class Session:
         self._name = secrets.token_hex(8)
         self._max_in_flight = max_in_flight
         self._slots = threading.BoundedSemaphore(max_in_flight)
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # over plans; held while one is made, so never taken by the coordinator's thread
+        self._counting = threading.Lock()  # over numbers, for a moment
         self._deployments: OrderedDict[Any, Deployment] = OrderedDict()
         self._captures: OrderedDict[Any, Capture] = OrderedDict()
         self._next_request = 0
@@ -104,7 +105,7 @@ class Session:
         self._total_s = self._last_s = 0.0
         self._closed = False
         self._helpers = ThreadPoolExecutor(1, thread_name_prefix="edgedi-verify")
-        self._coordinator = Coordinator(self._addresses, keypair, on_lost=self._worker_lost)
+        self._coordinator = Coordinator(self._addresses, keypair)
         self._deployer = Deployer(self._coordinator, self._addresses, self._name, planner, profile, say)
 
     # --- use -------------------------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ class Session:
             self._coordinator.link_bytes(), enumerate(self._deployer.welcomes), strict=True
         ):
             traffic[f"home -> {index}:{welcome.name}"], traffic[f"{index}:{welcome.name} -> home"] = sent, received
-        with self._lock:
+        with self._counting:
             busy = {
                 name: min(1.0, float(values["busy_s"]) / self._total_s) if self._total_s else 0.0
                 for name, values in counted.items()
@@ -217,6 +218,9 @@ class Session:
         key = _shape_key(inputs)
         with self._lock:
             known = self._deployments.get(key)
+            if known is not None and any(self._coordinator.lost(link) is not None for link in known.links):
+                del self._deployments[key]  # planned anew, for those that are left
+                known = None
             if known is not None:
                 self._deployments.move_to_end(key)
                 return None if known.refused else known
@@ -228,7 +232,8 @@ class Session:
             self._deployments[key] = made
             self._last_plan = made.plan
             while len(self._deployments) > MAX_SHAPES:
-                self._deployments.popitem(last=False)
+                _, oldest = self._deployments.popitem(last=False)
+                self._coordinator.retire(self._name, oldest.epoch, oldest.links)
             return made
 
     def _deploy(self, inputs: tuple[Any, ...], key: Any, alive: Sequence[int]) -> Deployment | None:
@@ -272,7 +277,7 @@ class Session:
             self._helpers.submit(self._answer_locally, ticket)
             return
         tensors = {name: tensor.detach().cpu() for name, tensor in deployment.capture.flatten(ticket.inputs).items()}
-        with self._lock:
+        with self._counting:
             number, self._next_request = self._next_request, self._next_request + 1
         now_s = time.monotonic()
         request = Request(
@@ -354,7 +359,7 @@ class Session:
     def _finish(
         self, ticket: _Ticket, *, answer: Any = None, error: BaseException | None = None, local: bool = False
     ) -> None:
-        with self._lock:
+        with self._counting:
             self._num_requests += 1
             self._num_local += local
             self._last_s = time.monotonic() - ticket.started_s
@@ -364,13 +369,6 @@ class Session:
             ticket.future.set_exception(error)
         else:
             ticket.future.set_result(answer)
-
-    def _worker_lost(self, index: int, error: EdgediError) -> None:
-        """In the coordinator's thread: plans that use the worker go, the next request plans anew with those left."""
-        with self._lock:
-            gone = [key for key, d in self._deployments.items() if index in d.links]
-            for key in gone:
-                del self._deployments[key]
 
 
 def _shape_key(inputs: tuple[Any, ...]) -> Any:

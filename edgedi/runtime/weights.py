@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
+from edgedi.runtime.kernels.fused import Packer, plain
 from edgedi.runtime.tensors import Tensor, to_wire
 
 RETAINED_BYTES = 1_000_000_000
@@ -25,8 +26,8 @@ class WeightStore:
     many as fit beside the used ones into ``limit_bytes``, or, without a limit, ``RETAINED_BYTES`` of them.
     """
 
-    def __init__(self, limit_bytes: int | None = None, *, device: str = "cpu") -> None:
-        self._limit_bytes, self._device = limit_bytes, device
+    def __init__(self, limit_bytes: int | None = None, *, device: str = "cpu", packer: Packer | None = None) -> None:
+        self._limit_bytes, self._device, self._packer = limit_bytes, device, packer
         self._tensors: OrderedDict[str, Tensor] = OrderedDict()
         self._users: Counter[str] = Counter()
 
@@ -35,7 +36,22 @@ class WeightStore:
 
     def __getitem__(self, digest: str) -> Tensor:
         self._tensors.move_to_end(digest)
-        return self._tensors[digest]
+        return plain(self._tensors[digest])
+
+    def lend(self, digest: str) -> Tensor:
+        """The tensor for a program that loads: what is reordered of it from here on is known by its digest."""
+        tensor = self[digest]
+        return tensor if self._packer is None else self._packer.name(tensor, digest)
+
+    def settle(self, digests: Iterable[str]) -> None:
+        """After a program has loaded: of what it reordered keep that form only, so that every weight is held once."""
+        if self._packer is None:
+            return
+        for digest in digests:
+            packed = self._packer.any_of(digest)
+            if packed is not None:
+                self._tensors[digest] = packed
+        self._packer.forget_names()
 
     @property
     def num_bytes(self) -> int:
@@ -60,6 +76,10 @@ class WeightStore:
         """Keep ``tensor``. ``ValueError`` if it is not what its name says, ``RuntimeError`` if there is no room."""
         if weight_digest(tensor) != digest:
             raise ValueError(f"weights named {digest[:12]} have other content")
+        self.put(digest, tensor)
+
+    def put(self, digest: str, tensor: Tensor) -> None:
+        """Keep ``tensor`` under a name that says nothing of its content."""
         self._tensors[digest] = tensor.to(self._device)
 
     def use(self, digests: Iterable[str]) -> None:
@@ -80,4 +100,6 @@ class WeightStore:
             if excess <= 0:
                 return
             tensor = self._tensors.pop(digest)
+            if self._packer is not None:
+                self._packer.forget(digest)
             excess -= tensor.numel() * tensor.element_size()

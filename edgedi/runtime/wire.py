@@ -44,7 +44,7 @@ LIMITS = {
 }
 """Every bound of the wire, in one place."""
 
-LARGE_KINDS = frozenset({"Deploy", "Need", "Measured", "Statistics"})
+LARGE_KINDS = frozenset({"Deploy", "Need", "Measure", "Measured", "Statistics"})
 """Kinds whose headers may pass ``small_header_bytes``: a long header must say at once that it is one of them."""
 
 FIELD_LIMITS = {
@@ -57,6 +57,9 @@ FIELD_LIMITS = {
     ("Weights", "shape"): "rank",
     ("Piece", "shape"): "rank",
     ("Failed", "text"): "text_chars",
+    ("Measure", "program"): "program_chars",
+    ("Measure", "layers"): "layers",
+    ("Measure", "weights"): "digests",
     ("Measured", "seconds"): "measurements",
     ("Statistics", "values"): "statistics",
 }

@@ -31,7 +31,7 @@ from edgedi.runtime.halo_links import HaloListener
 from edgedi.runtime.kernels import fused
 from edgedi.runtime.keys import KeyPair, parse_worker_address
 from edgedi.runtime.loading import Expected, WorkerMemoryError, expected_pieces, load
-from edgedi.runtime.measure import measure_program
+from edgedi.runtime.measure import measure_described
 from edgedi.runtime.messages import Deploy, Failed, Measured, Message, Piece, Ready, Refused, Statistics, Welcome
 from edgedi.runtime.peers import PeerLinks
 from edgedi.runtime.security import (
@@ -89,9 +89,9 @@ class Worker:
 
     def __init__(self, options: WorkerOptions, clock: Callable[[], float] = time.monotonic) -> None:
         self._options, self._clock = options, clock
-        self._store = WeightStore(options.memory_limit_bytes, device=options.device)
         self._pinned: dict[state.Epoch, tuple[str, ...]] = {}
         self._packer = fused.Packer() if fused.available() and options.device == "cpu" else None
+        self._store = WeightStore(options.memory_limit_bytes, device=options.device, packer=self._packer)
         self._state = state.WorkerState(self._store.missing)
         self._epochs: dict[state.Epoch, _Installed] = {}
         self._requests: dict[state.Request, _Request] = {}
@@ -290,6 +290,7 @@ class Worker:
                 limit_bytes=self._options.memory_limit_bytes, device=self._options.device,
             )  # fmt: skip
         except EdgediError as error:
+            self._store.settle(())
             layer = error.layer if isinstance(error, WorkerMemoryError) else None
             kind = "memory" if isinstance(error, WorkerMemoryError) else "program"
             text = str(error)[:2000]
@@ -300,7 +301,9 @@ class Worker:
             self._do(state.InstallFailed(epoch))
             return
         self._epochs[epoch] = _Installed(deploy, program, expected_pieces(program.program, program.graph))
+        self._store.settle(self._pinned[epoch])
         self._store.trim()
+        release_freed_memory()
         seconds, weight_bytes = self._clock() - started_s, self._store.bytes_of(self._pinned[epoch])
         self._send(
             action.link,
@@ -351,17 +354,23 @@ class Worker:
         request.run.deliver(named, piece.source, tensor.to(self._options.device))
 
     def _measure(self, action: state.RunMeasure) -> None:
-        message = action.message
-        installed = self._epochs.get((message.session, message.epoch))
-        if installed is None:
-            self._send(action.link, Refused(reason=f"epoch {message.epoch} is not installed"))
-            return
+        """Time a program on noise; nothing of it stays."""
+        message, options = action.message, self._options
         try:
-            seconds = measure_program(installed.program, message.repeats)
+            seconds = measure_described(
+                message.program,
+                message.layers,
+                message.weights,
+                message.repeats,
+                fast=self._packer is not None,
+                limit_bytes=options.memory_limit_bytes,
+                device=options.device,
+            )
         except Exception as error:  # whatever an operator raises over a description of a stranger's
             self._send(action.link, Refused(reason=f"measuring failed: {type(error).__name__}: {error}"[:500]))
             return
-        self._send(action.link, Measured(session=message.session, epoch=message.epoch, seconds=seconds))
+        release_freed_memory()
+        self._send(action.link, Measured(seconds=seconds))
 
     def _tell(self, action: state.TellStatistics) -> None:
         values: dict[str, int | float | str] = {
@@ -452,6 +461,12 @@ class Worker:
 
 def _layout(shape: tuple[int, ...]) -> str:
     return "nhwc" if len(shape) == 4 else "nchw"
+
+
+def release_freed_memory() -> None:
+    """Give back to the kernel what loading and measuring have freed: from here on memory is for requests."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def keep_freed_memory() -> None:

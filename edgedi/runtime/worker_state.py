@@ -274,16 +274,24 @@ class WorkerState:
             if session.owned_by(event):
                 session.heard_s = event.now_s
         match message:
+            case Deploy():
+                return self._deploy(event, message)
+            case Abort() | Close() | AskStatistics():
+                return self._owned(event, message)
+            case _:
+                return self._of_no_session(link, message)
+
+    def _of_no_session(self, link: bytes, message: Message) -> list[Action]:
+        """What anybody who was let in may say."""
+        match message:
             case Hello():
                 return self._hello(link, message)
             case Ping(token=token):
                 return [Reply(link, Pong(token=token))]
             case Weights(digest=digest):
                 return [Store(link, message)] if self._awaits(digest) else []
-            case Deploy():
-                return self._deploy(event, message)
-            case Abort() | Close() | Measure() | AskStatistics():
-                return self._owned(event, message)
+            case Measure():
+                return [RunMeasure(link, message)]
         return [Reply(link, Refused(reason=f"a worker does not take {type(message).__name__}"))]
 
     def _hello(self, link: bytes, hello: Hello) -> list[Action]:
@@ -292,7 +300,7 @@ class WorkerState:
         reason = f"this worker speaks wire version {WIRE_VERSION}, the coordinator {hello.wire_version} "
         return [Greet(link), Reply(link, Refused(reason=reason + f"(edgedi {hello.software_version})"))]
 
-    def _owned(self, event: Received, message: Abort | Close | Measure | AskStatistics) -> list[Action]:
+    def _owned(self, event: Received, message: Abort | Close | AskStatistics) -> list[Action]:
         session = self._sessions.get(message.session)
         if session is None or not session.owned_by(event):
             if isinstance(message, (Abort, Close)):
@@ -302,12 +310,11 @@ class WorkerState:
             case Abort(epoch=epoch, request=number):
                 request = (message.session, epoch, number)
                 return [Forget(request), *self._ended(request)]
+            case Close(epoch=int(epoch)):
+                return self._retire(session, message.session, epoch)
             case Close():
                 return self._close(message.session)
-            case Measure():
-                return [RunMeasure(event.link, message)]
-            case AskStatistics():
-                return [TellStatistics(event.link, message.session)]
+        return [TellStatistics(event.link, message.session)]
 
     def _tick(self, now_s: float) -> list[Action]:
         while self._parked and now_s - self._parked[0].now_s > SESSION_SILENCE_S:
@@ -382,6 +389,17 @@ class WorkerState:
         session = self._sessions.pop(name)
         forgotten: list[Action] = [Forget(request) for request in sorted(session.requests)]
         return forgotten + [Uninstall((name, number)) for number in sorted({*session.installed, *session.waiting})]
+
+    def _retire(self, session: _Session, name: str, epoch: int) -> list[Action]:
+        """Free one epoch of a session that goes on."""
+        known = epoch in session.installed or epoch in session.waiting
+        session.installed.discard(epoch)
+        session.waiting.pop(epoch, None)
+        session.ended.pop(epoch, None)
+        mine = sorted(request for request in session.requests if request[1] == epoch)
+        session.requests.difference_update(mine)
+        forgotten: list[Action] = [Forget(request) for request in mine]
+        return [*forgotten, Uninstall((name, epoch))] if known else forgotten
 
     # --- requests -------------------------------------------------------------------------------------------------
 

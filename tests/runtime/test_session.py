@@ -51,7 +51,7 @@ def own(model: nn.Module, *inputs: torch.Tensor) -> object:
         return model(*inputs)
 
 
-# --- right answers -----------------------------------------------------------------------------------------------------
+# --- right answers  ---
 
 
 def test_answers_are_the_models_own(addresses: list[str]) -> None:
@@ -159,7 +159,7 @@ def test_two_sessions_share_workers_and_weights(addresses: list[str]) -> None:
     assert again <= sent  # nothing but the probes of the links; weights are there by their content
 
 
-# --- bad input ---------------------------------------------------------------------------------------------------------
+# --- bad input  ---
 
 
 def test_an_unfit_input_is_refused_and_the_session_goes_on(addresses: list[str]) -> None:
@@ -246,7 +246,9 @@ def test_another_version_is_refused_with_both_named() -> None:
 def test_a_worker_without_room_names_the_layer() -> None:
     limited = LocalWorkers(1, options=("--memory-limit", "20k"))
     try:
-        with pytest.raises(WorkerLost, match=r"refused: the program needs .* MB of weights .* at layer .* limit is 0\.0"):
+        with pytest.raises(
+            WorkerLost, match=r"refused: the program needs .* MB of weights .* at layer .* limit is 0\.0"
+        ):
             distribute(small(), image(), limited.addresses)
     finally:
         limited.stop()
@@ -270,7 +272,7 @@ def test_random_bytes_on_the_port_change_nothing(addresses: list[str]) -> None:
     context.destroy(0)
 
 
-# --- loss --------------------------------------------------------------------------------------------------------------
+# --- loss  ---
 
 
 def test_a_worker_killed_in_a_request_costs_no_answer() -> None:
@@ -318,7 +320,7 @@ def test_closing_ends_what_is_under_way_and_twice_is_fine(addresses: list[str]) 
         session(image())
 
 
-# --- trust, but compare once ---------------------------------------------------------------------------------------------
+# --- trust, but compare once  ---
 
 
 def test_a_plan_with_wrong_numbers_is_never_returned(

@@ -105,7 +105,12 @@ def plain(kind: type[Message], **special: st.SearchStrategy[Any]) -> st.SearchSt
 def deploys(draw: st.DrawFn) -> Message:
     num_participants = draw(st.integers(1, 5))
     peer = st.fixed_dictionaries(
-        {"participant": st.integers(0, num_participants - 1), "address": names, "public_key": st.none() | keys, "halo_address": st.none() | names}
+        {
+            "participant": st.integers(0, num_participants - 1),
+            "address": names,
+            "public_key": st.none() | keys,
+            "halo_address": st.none() | names,
+        }
     )
     peers = st.lists(peer, max_size=3, unique_by=lambda entry: entry["participant"]).map(tuple)
     participant = st.integers(0, num_participants - 1)
@@ -140,6 +145,8 @@ KINDS: dict[type[Message], st.SearchStrategy[Message]] = {
     Piece: tensors(Piece),
     Ready: plain(Ready, seconds=spans_s),
     Failed: plain(Failed, request=st.none() | counts),
+    Measure: plain(Measure, weights=FIELDS["weights"]),
+    Close: plain(Close, epoch=st.none() | counts),
     Measured: plain(Measured, seconds=st.lists(st.tuples(names, names, counts, spans_s), max_size=3).map(tuple)),
 }
 any_message = st.one_of([KINDS[kind] if kind in KINDS else plain(kind) for kind in MESSAGES])
@@ -183,13 +190,19 @@ def deploy(**changes: Any) -> Deploy:
     return Deploy(**(values | changes))
 
 
+def peer(**changes: Any) -> dict[str, Any]:
+    """The description of a session's other worker."""
+    return {"participant": 1, "address": "a:1", "public_key": None, "halo_address": None} | changes
+
+
 EXAMPLES: tuple[Message, ...] = (
     Hello(wire_version=WIRE_VERSION, software_version="0.1.0"),
     Refused(reason="another version"),
     deploy(),
     Need(session="s", epoch=0, digests=("00ff00ff",)),
     piece(),
-    Measured(session="s", epoch=0, seconds=(("conv", "rows", 7, 0.01),)),
+    Measure(program="program 0", layers=(), weights=(), repeats=3),
+    Measured(seconds=(("conv", "rows", 7, 0.01),)),
     Statistics(session="s", values={"requests": 3, "busy_s": 0.5, "device": "cpu"}),
 )
 
@@ -260,10 +273,10 @@ NONSENSE = [
     (deploy, {"weights": ({"digest": "00ff00ff"},)}, "must have exactly the keys"),
     (deploy, {"weights": ({"digest": "00ff00ff", "dtype": "float32", "shape": (1.5,)},)}, "tuple of int"),
     (deploy, {"weights": ({"digest": "00ff00ff", "dtype": "S4", "shape": ()},)}, "dtype must be one of"),
-    (deploy, {"peers": ({"participant": 2, "address": "a:1", "public_key": None, "halo_address": None},)}, "peer 2 is not one of 2"),
-    (deploy, {"peers": ({"participant": 1, "address": "a:1", "public_key": "short", "halo_address": None},)}, "40 characters of Z85"),
-    (deploy, {"peers": ({"participant": 1, "address": "a:1", "public_key": None, "halo_address": None},) * 2}, "a participant twice"),
-    (Measure, {"session": "s", "epoch": 0, "repeats": 0}, "repeats must be 1 to 10000"),
+    (deploy, {"peers": (peer(participant=2),)}, "peer 2 is not one of 2"),
+    (deploy, {"peers": (peer(public_key="short"),)}, "40 characters of Z85"),
+    (deploy, {"peers": (peer(),) * 2}, "a participant twice"),
+    (Measure, {"program": "", "layers": (), "weights": (), "repeats": 0}, "repeats must be 1 to 10000"),
     (Ping, {"token": -1}, "token must not be negative"),
     (Welcome, dict.fromkeys(("software_version", "name", "device", "fingerprint"), "x") | {
         "wire_version": 1, "threads": 0, "memory_limit_bytes": None}, "threads must be at least 1"),
@@ -486,7 +499,7 @@ def test_greetings_are_read_whatever_their_version(message: Message):
 
 def test_a_long_header_must_say_at_once_what_it_is():
     long = msgpack.packb([WIRE_VERSION, "Close", "s" * LIMITS["small_header_bytes"]])
-    assert "over 65536 only Deploy, Measured, Need, Statistics of version 1 may have" in refused([long])
+    assert "over 65536 only Deploy, Measure, Measured, Need, Statistics of version 1 may have" in refused([long])
     assert "at most 8388608 are allowed" in refused([bytes(LIMITS["header_bytes"] + 1)])
 
 

@@ -229,10 +229,23 @@ def test_an_installation_that_ends_after_its_session_is_undone() -> None:
     assert machine.store(RED) == []
 
 
+def test_closing_an_epoch_frees_it_and_leaves_the_session() -> None:
+    machine = Machine()
+    machine.install(epoch=0)
+    machine.install(epoch=1)
+    machine.receive(piece(epoch=0))
+    machine.receive(piece(epoch=1))
+    assert machine.receive(Close(session="s", epoch=0)) == [Forget(("s", 0, 0)), Uninstall(("s", 0))]
+    assert machine.receive(Close(session="s", epoch=0)) == []
+    assert machine.receive(piece(epoch=0)) == []
+    assert machine.receive(piece(epoch=1)) == [Deliver(("s", 1, 0), piece(epoch=1))]
+    assert machine.receive(Close(session="s")) == [Forget(("s", 1, 0)), Uninstall(("s", 1))]
+
+
 # --- whose session it is ---------------------------------------------------------------------------------------------
 
 OF_THE_OWNER = [
-    Abort(session="s", epoch=0, request=0), Close(session="s"), Measure(session="s", epoch=0, repeats=1),
+    Abort(session="s", epoch=0, request=0), Close(session="s"),
     AskStatistics(session="s"), deploy(epoch=1),
 ]  # fmt: skip
 
@@ -257,11 +270,11 @@ def test_a_link_of_the_same_name_with_another_key_is_not_the_owner() -> None:
     assert machine.receive(Close(session="s"), key=KEY) == [Uninstall(("s", 0))]
 
 
-def test_measure_and_statistics_reach_the_owner() -> None:
+def test_anybody_let_in_may_measure_and_the_owner_ask_for_statistics() -> None:
     machine = Machine()
     machine.install()
-    measure = Measure(session="s", epoch=0, repeats=3)
-    assert machine.receive(measure) == [RunMeasure(OWNER, measure)]
+    measure = Measure(program="", layers=(), weights=(), repeats=3)
+    assert machine.receive(measure, link=OTHER) == [RunMeasure(OTHER, measure)]
     assert machine.receive(AskStatistics(session="s")) == [TellStatistics(OWNER, "s")]
 
 
@@ -458,7 +471,7 @@ messages = st.one_of(
     st.builds(piece, sessions, epochs, requests),
     st.builds(Abort, session=sessions, epoch=epochs, request=requests),
     st.builds(Close, session=sessions),
-    st.builds(Measure, session=sessions, epoch=epochs, repeats=st.just(1)),
+    st.builds(Measure, program=st.just(""), layers=st.just(()), weights=st.just(()), repeats=st.just(1)),
     st.builds(AskStatistics, session=sessions),
     st.builds(weights, st.sampled_from([RED, BLUE])),
     st.builds(Ping, token=st.just(0)),
