@@ -7,9 +7,11 @@ an ``opaque`` layer that only this process can run. Whatever depends on weights 
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -124,8 +126,25 @@ def _export(model: nn.Module, args: tuple[Any, ...]) -> Any:
             warnings.simplefilter("ignore")
             return torch.export.export(model, args).run_decompositions({})
     except Exception as error:  # torch.export raises many kinds; each means the same to a caller
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise GraphError(f"{type(model).__name__} does not export: {' '.join(lines[:12])}") from error
+        where = _users_line(error)
+        at = f" at {where}" if where else ""
+        raise GraphError(f"{type(model).__name__} does not export{at}: {_reason(error)}") from error
+
+
+def _users_line(error: BaseException) -> str | None:
+    """``file:line in function: code`` of the innermost line of the model's own code that was running."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*ours, "<"))]
+    if not frames:
+        return None
+    frame = frames[-1]
+    return f"{frame.filename}:{frame.lineno} in {frame.name}: {(frame.line or '').strip()}"
+
+
+def _reason(error: BaseException) -> str:
+    """The first paragraph of an exporter's message: what follows is advice for those who debug the exporter."""
+    words = " ".join(str(error).split("\n\n")[0].split())
+    return f"{type(error).__name__}: {words[:500]}"
 
 
 def _translate(program: Any, builder: Builder) -> list[Any]:
@@ -142,7 +161,7 @@ def _translate(program: Any, builder: Builder) -> list[Any]:
             else:
                 builder.values[node] = node.meta.get("val")
         elif node.op == "call_function":
-            _call(node, builder)
+            _call_or_say(node, builder)
         elif node.op == "output":
             return [_output(value, builder) for value in pytree.arg_tree_leaves(*node.args)]
     raise GraphError("the exported graph has no output")
@@ -168,6 +187,19 @@ def _constants(program: Any, signature: Any) -> dict[str, Any]:
 def _output(value: Any, builder: Builder) -> Any:
     resolved = builder.resolve(value)
     return resolved.name if isinstance(resolved, Symbol) else resolved
+
+
+def _call_or_say(node: torch.fx.Node, builder: Builder) -> None:
+    """``_call``; whatever goes wrong names the operator and the line of the model that it stands on."""
+    try:
+        _call(node, builder)
+    except GraphError:
+        raise
+    except Exception as error:  # shapes that depend on data, and whatever else a model may hold
+        stack = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
+        at = f" at {' '.join(stack[-2:])}" if stack else ""
+        reason = f"cannot be captured{at}: {_reason(error)}"
+        raise GraphError(reason, layer=node.name, operator=str(node.target)) from error
 
 
 def _call(node: torch.fx.Node, builder: Builder) -> None:

@@ -287,3 +287,23 @@ EXPRESSED = {
 @pytest.mark.parametrize("name", EXPRESSED)
 def test_what_other_rows_of_the_table_express(name: str):
     assert "opaque" not in ops(checked(of(EXPRESSED[name]), X))
+
+
+def test_what_does_not_export_names_the_line_of_the_model() -> None:
+    class Branches(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1 if x.sum() > 0 else x - 1
+
+    with pytest.raises(
+        GraphError, match=r"Branches does not export at .*test_capture\.py:\d+ in forward: return x \+ 1 if"
+    ):
+        capture(Branches().eval(), torch.randn(1, 3, 4, 4))
+
+
+def test_shapes_that_depend_on_data_name_operator_and_line() -> None:
+    class Where(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.nonzero()
+
+    with pytest.raises(GraphError, match=r"test_capture\.py.*return x\.nonzero\(\).*layer nonzero.*aten\.nonzero"):
+        capture(Where().eval(), torch.randn(1, 3, 4, 4))
