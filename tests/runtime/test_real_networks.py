@@ -1,0 +1,234 @@
+"""Pretrained networks on real images, over two worker processes: the model's own predictions, and the known accuracy.
+
+The default suite takes a stated subset of each set, most images in batches and some one by one; the slow suite takes
+all and reproduces the accuracies that the data's README gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgedi import distribute
+from edgedi.runtime.local_workers import LocalWorkers
+from edgedi.runtime.verify import relative_difference
+
+pytestmark = pytest.mark.data
+TOLERANCE = 2e-5
+MOST_TIES = 0.02
+"""Share of images whose two best classes may lie so close that rounding decides."""
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[list[str]]:
+    started = LocalWorkers(2)
+    yield started.addresses
+    started.stop()
+
+
+# --- the networks and their images -----------------------------------------------------------------------------------
+
+
+def resnet_cifar(data: Path, depth: int) -> nn.Module:
+    import cifar_resnet
+    from safetensors.torch import load_file
+
+    (path,) = (data / "cifar_resnet").glob(f"resnet{depth}-*.safetensors")
+    state = {name.removeprefix("module."): tensor for name, tensor in load_file(path).items()}
+    model = cifar_resnet.CifarResNet(depth)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def resnet50(data: Path) -> nn.Module:
+    import ktb
+    from safetensors.torch import load_file
+
+    (path,) = (data / "imagenet_resnet_pq").glob("*resnet50*.safetensors")
+    model = ktb.resnet50()
+    model.load_state_dict(ktb.decode(load_file(path)))
+    return model.eval()
+
+
+def mobilenet(data: Path) -> nn.Module:
+    import mobilenet_v2
+    from safetensors.torch import load_file
+
+    (path,) = (data / "imagenet_mobilenet_v2").glob("*.safetensors")
+    model = mobilenet_v2.MobileNetV2(same=True)
+    model.load_state_dict(load_file(path))
+    return model.eval()
+
+
+def cifar(data: Path) -> tuple[Tensor, Tensor]:
+    import images
+
+    pixels, labels = images.cifar10("test", data)
+    return torch.from_numpy(images.normalise(pixels)), torch.from_numpy(labels)
+
+
+def imagenet(data: Path) -> tuple[np.ndarray, Tensor]:
+    """500 images as bytes: as float32 they would take 300 MB."""
+    import images
+
+    pixels, labels = images.imagenet(224, data)
+    return pixels, torch.from_numpy(labels)
+
+
+def normalised(pixels: np.ndarray) -> Tensor:
+    import images
+
+    return torch.from_numpy(images.normalise(pixels))
+
+
+def plus_minus_one(pixels: np.ndarray) -> Tensor:
+    """RGB / 127.5 - 1."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32) / 127.5 - 1)
+
+
+# --- comparing -------------------------------------------------------------------------------------------------------
+
+
+def same_predictions(ours: Tensor, own: Tensor) -> None:
+    """Same numbers to rounding, and the same class wherever rounding does not decide; that is nearly everywhere."""
+    assert relative_difference(ours, own) <= TOLERANCE
+    best = own.topk(2, dim=1).values
+    clear = best[:, 0] - best[:, 1] > 2 * TOLERANCE * own.abs().max()
+    assert torch.equal(ours.argmax(1)[clear], own.argmax(1)[clear])
+    assert (~clear).float().mean() <= MOST_TIES
+
+
+def distributed(
+    model: nn.Module, workers: Sequence[str], singles: Sequence[Tensor], batches: Sequence[Tensor], **options: Any
+) -> Tensor:
+    """Answers of a session to images one by one and in batches, each compared with the model's own."""
+    answers = []
+    with distribute(model, singles[0], workers, **options) as session:
+        for x in [*singles, *batches]:
+            y = session(x)
+            with torch.inference_mode():
+                same_predictions(y, model(x))
+            answers.append(y)
+        assert session.statistics().local_answers == 0
+        assert len({segment.on for segment in session.plan.segments if segment.axis == "whole"}) <= 2
+    return torch.cat(answers)
+
+
+def accuracy(answers: Tensor, labels: Tensor) -> float:
+    return round(float((answers.argmax(1) == labels).float().mean()) * 100, 2)
+
+
+# --- a subset, in every run -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("planner", ["oodp", "equal"])
+def test_resnet_20_on_300_images(data: Path, workers: list[str], planner: str) -> None:
+    x, labels = cifar(data)
+    answers = distributed(
+        resnet_cifar(data, 20), workers, x[:50].split(1), x[50:300].split(50), planner=planner, verify="always"
+    )
+    assert 75 <= accuracy(answers, labels[:300]) <= 90
+
+
+@pytest.mark.parametrize("planner", ["oodp", "equal"])
+def test_mobilenet_v2_with_padding_on_one_side_on_20_images(data: Path, workers: list[str], planner: str) -> None:
+    pixels, labels = imagenet(data)
+    x = plus_minus_one(pixels[:20])
+    answers = distributed(mobilenet(data), workers, x[:8].split(1), [x[8:]], planner=planner)
+    assert accuracy(answers, labels[:20]) >= 70
+
+
+@pytest.mark.parametrize("planner", ["oodp", "equal"])
+def test_resnet_50_on_12_images(data: Path, workers: list[str], planner: str) -> None:
+    pixels, labels = imagenet(data)
+    x = normalised(pixels[:12])
+    answers = distributed(resnet50(data), workers, x[:8].split(1), [x[8:]], planner=planner)
+    assert accuracy(answers, labels[:12]) >= 50
+
+
+# --- all images ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("depth", "top_1"), [(20, 81.00), (56, 83.12)])
+def test_cifar_resnets_reach_their_accuracy(data: Path, workers: list[str], depth: int, top_1: float) -> None:
+    x, labels = cifar(data)
+    answers = distributed(resnet_cifar(data, depth), workers, x[:100].split(1), x[100:].split(100), planner="equal")
+    assert accuracy(answers, labels) == top_1
+
+
+@pytest.mark.slow
+def test_resnet_50_reaches_its_accuracy(data: Path, workers: list[str]) -> None:
+    pixels, labels = imagenet(data)
+    x = normalised(pixels)
+    answers = distributed(resnet50(data), workers, x[:50].split(1), x[50:].split(10), planner="equal")
+    assert round(accuracy(answers, labels), 1) == 77.8
+
+
+@pytest.mark.slow
+def test_mobilenet_v2_reaches_its_accuracy(data: Path, workers: list[str]) -> None:
+    pixels, labels = imagenet(data)
+    x = plus_minus_one(pixels)
+    answers = distributed(mobilenet(data), workers, x[:50].split(1), x[50:].split(10), planner="equal")
+    assert round(accuracy(answers, labels), 1) == 88.4
+
+
+# --- a detector ------------------------------------------------------------------------------------------------------
+
+
+class Detector(nn.Module):
+    """YOLO-Fastest's raw maps, without the settings that darknet's loader returns beside them."""
+
+    def __init__(self, data: Path) -> None:
+        super().__init__()
+        import darknet
+        from safetensors.torch import load_file
+
+        folder = data / "yolo_fastest"
+        self.net = darknet.Net((folder / "yolo-fastest-1.1.cfg").read_text())
+        self.net.load_state_dict(load_file(folder / "yolo-fastest-1.1.safetensors"))
+        self.heads = [settings for settings in self.net.cfg if settings["type"] == "yolo"]
+        self.eval()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [maps for maps, _ in self.net(x)]
+
+
+def street_scenes(data: Path, count: int) -> Tensor:
+    from PIL import Image
+
+    paths = sorted((data / "coco128" / "images").glob("*.jpg"))[:count]
+    pixels = [np.asarray(Image.open(path).convert("RGB").resize((320, 320)), dtype=np.float32) for path in paths]
+    return torch.from_numpy(np.stack(pixels).transpose(0, 3, 1, 2) / 255).contiguous()
+
+
+@pytest.mark.parametrize(
+    ("planner", "count"), [("oodp", 16), ("equal", 16), pytest.param("equal", 128, marks=pytest.mark.slow)]
+)
+def test_yolo_fastest_finds_the_same_boxes(data: Path, workers: list[str], planner: str, count: int) -> None:
+    import darknet
+
+    model, x = Detector(data), street_scenes(data, count)
+    num_boxes = 0
+    with distribute(model, x[:1], workers, planner=planner) as session:
+        for part in [*x[:8].split(1), *x[8:].split(8)]:
+            with torch.inference_mode():
+                own = model(part)
+            ours = session(part)
+            for y, expected in zip(ours, own, strict=True):
+                assert relative_difference(y, expected) <= TOLERANCE
+            found = darknet.decode(list(zip(ours, model.heads, strict=True)), 320, 0.3)
+            wanted = darknet.decode(list(zip(own, model.heads, strict=True)), 320, 0.3)
+            for (boxes, scores, classes), (own_boxes, own_scores, own_classes) in zip(found, wanted, strict=True):
+                assert classes.tolist() == own_classes.tolist()
+                torch.testing.assert_close(boxes, own_boxes, atol=1e-4, rtol=0)
+                torch.testing.assert_close(scores, own_scores, atol=1e-4, rtol=0)
+                num_boxes += len(classes)
+        assert session.statistics().local_answers == 0
+    assert num_boxes >= 2 * count
