@@ -30,6 +30,7 @@ from edgedi.runtime.deployment import Deployer, Deployment
 from edgedi.runtime.keys import KeyPair, WorkerAddress
 from edgedi.runtime.local_workers import LocalWorkers
 from edgedi.runtime.messages import AskStatistics, Close, Statistics
+from edgedi.runtime.tensors import in_wire_order
 from edgedi.runtime.verify import Comparison, compare, first_difference
 
 log = logging.getLogger("edgedi")
@@ -115,7 +116,10 @@ class Session:
         return self.submit(*inputs).result()
 
     def submit(self, *inputs: Any) -> Future[Any]:
-        """Begin a request; waits, at most ``timeout_s``, while ``max_in_flight`` others are under way."""
+        """Begin a request; waits, at most ``timeout_s``, while ``max_in_flight`` others are under way.
+
+        Inputs are not copied: leave them as they are until the answer is there.
+        """
         if self._closed:
             raise WorkerLost("the session is closed")
         started_s = time.monotonic()
@@ -276,7 +280,7 @@ class Session:
         if deployment is None:
             self._helpers.submit(self._answer_locally, ticket)
             return
-        tensors = {name: tensor.detach().cpu() for name, tensor in deployment.capture.flatten(ticket.inputs).items()}
+        tensors = {name: in_wire_order(tensor) for name, tensor in deployment.capture.flatten(ticket.inputs).items()}
         with self._counting:
             number, self._next_request = self._next_request, self._next_request + 1
         now_s = time.monotonic()

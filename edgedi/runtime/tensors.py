@@ -43,6 +43,12 @@ def made_on(device: str) -> AbstractContextManager[object]:
     return nullcontext() if device == "cpu" else torch.device(device)
 
 
+def in_wire_order(tensor: Tensor) -> Tensor:
+    """``tensor`` in this device's memory and in the wire's order of elements, so that pieces of it are sent as views."""
+    tensor = tensor.detach().cpu()
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor.contiguous()
+
+
 def to_wire(tensor: Tensor) -> tuple[memoryview, str, tuple[int, ...], str]:
     """(bytes, element type, shape, layout) of ``tensor``; a view of its own memory where that is one run."""
     layout = "nhwc" if tensor.dim() == 4 else "nchw"
