@@ -20,7 +20,7 @@ from edgedi.bench.measuring import Result, interleaved
 from edgedi.bench.networks import load_network, random_input
 from edgedi.bench.numbers import Ratio, times_as_fast
 from edgedi.bench.progress import Teller
-from edgedi.bench.settings import ENGINE_NAMES, Settings
+from edgedi.bench.settings import Settings
 from edgedi.partition.plan import Plan
 from edgedi.runtime.distribute import distribute
 
@@ -77,7 +77,7 @@ def run_comparison(settings: Settings, teller: Teller) -> Report:
     machine = this_machine()
     if machine.load >= BUSY_LOAD:
         teller.say(f"other programs keep this machine busy (load {machine.load:.1f}): expect wide intervals")
-    missing = {name: why for name in settings.engines or ENGINE_NAMES if (why := what_is_missing(name))}
+    missing = {name: why for name in settings.wanted_engines if (why := what_is_missing(name))}
     if settings.engines is not None and missing:
         raise ValueError("; ".join(f"--against {name}: {why}" for name, why in missing.items()))
     teller.say(f"loading {settings.model}")
@@ -150,7 +150,7 @@ class _Run:
         return made
 
     def _engines(self) -> list[EngineContender]:
-        names = [name for name in self._settings.engines or ENGINE_NAMES if name not in self._not_compared]
+        names = [name for name in self._settings.wanted_engines if name not in self._not_compared]
         if not names:
             return []
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="edgedi-bench-")))

@@ -24,3 +24,8 @@ class Settings:
     repeat: int = 1
     threads: int = 1
     key: str | None = None
+
+    @property
+    def wanted_engines(self) -> tuple[str, ...]:
+        """Whom to compare with, if they are here."""
+        return ENGINE_NAMES if self.engines is None else self.engines

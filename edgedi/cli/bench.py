@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; return an exit code, see ``parser``."""
     arguments = _read(argv)
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         _check_writable(arguments.json)
         return _demo(arguments) if arguments.demo else _compare(arguments)
@@ -73,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (EdgediError, ValueError, TypeError, OSError) as error:
         print(f"edgedi-bench: {error}", file=sys.stderr)
         return WRONG_USE
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _read(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -144,9 +146,12 @@ def _tellers() -> tuple[Teller, Console]:
 
 
 def _check_writable(path: Path | None) -> None:
-    """Before minutes of measuring, not after."""
+    """``OSError`` before minutes of measuring, not after."""
     if path is not None:
+        was_there = path.exists()
         path.touch()
+        if not was_there:
+            path.unlink()
 
 
 def _end(path: Path | None, text: Callable[[], str], *, same: bool) -> int:

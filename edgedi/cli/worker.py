@@ -45,7 +45,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--key", default=None, metavar="FILE", help="this worker's key pair, made by edgedi-keygen")
     made.add_argument("--authorized-keys", default=None, metavar="FILE", help="public keys that may use this worker")
     made.add_argument("--insecure-no-auth", action="store_true", help="let anybody in reach use this worker")
-    made.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    levels = ("debug", "info", "warning", "error")
+    made.add_argument("--log-level", choices=levels, default="info", help="what is logged, and above (default info)")
     made.add_argument("--version", action="version", version=f"edgedi {software_version()}")
     made.add_argument("--end-with-parent", action="store_true", help=argparse.SUPPRESS)
     return made
@@ -177,7 +178,7 @@ def _log_how_open(options: WorkerOptions, port: int, arguments: argparse.Namespa
 
 def _watch_parent() -> None:
     """End when the parent does: its end of our standard input closes then, however it died."""
-    while sys.stdin.buffer.read(1):
+    while os.read(0, 1):  # not sys.stdin: its lock, held by this thread, would make a normal end a fatal error
         pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(
