@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import selectors
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Sequence
+from typing import IO
 
 from edgedi.errors import WorkerLost
 
+log = logging.getLogger("edgedi.worker")
 START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 5.0
 
@@ -34,6 +39,7 @@ class LocalWorkers:
             _start(index, len(own) if threads is None and own else threads or 1, own, options)
             for index, own in enumerate(cores)
         ]
+        self._words = [_Words(index, process) for index, process in enumerate(self._processes)]
         self._addresses: list[str] | None = None
 
     @property
@@ -42,7 +48,8 @@ class LocalWorkers:
         if self._addresses is None:
             deadline_s = time.monotonic() + START_TIMEOUT_S
             self._addresses = [
-                _ready_address(process, index, deadline_s) for index, process in enumerate(self._processes)
+                _ready_address(process, words, deadline_s)
+                for process, words in zip(self._processes, self._words, strict=True)
             ]
         return self._addresses
 
@@ -62,9 +69,11 @@ class LocalWorkers:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            for stream in (process.stdout, process.stderr, process.stdin):
+            for stream in (process.stdout, process.stdin):
                 if stream is not None:
                     stream.close()
+        for words in self._words:
+            words.wait()
 
 
 def share_cores(count: int) -> list[list[int]]:
@@ -88,23 +97,47 @@ def _start(index: int, threads: int, cores: Sequence[int], options: Sequence[str
     command += options
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,  # Ctrl-C is for the coordinator: it ends its workers, in order
     )
 
 
-def _ready_address(process: subprocess.Popen[str], index: int, deadline_s: float) -> str:
+class _Words:
+    """Reads what a worker says on standard error, so that it never waits for a full pipe, and passes it to our log."""
+
+    def __init__(self, index: int, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        self.name, self.last = f"local-{index}", deque[str](maxlen=3)
+        self._thread = threading.Thread(target=self._read, args=(process.stderr,), daemon=True)
+        self._thread.start()
+
+    def _read(self, stream: IO[str]) -> None:
+        with stream:
+            for line in stream:
+                self.last.append(line.rstrip())
+                log.warning("%s: %s", self.name, line.rstrip())
+
+    def wait(self) -> str:
+        """The last words of a worker that has ended."""
+        self._thread.join(_STOP_TIMEOUT_S)
+        return " ".join(self.last)
+
+
+def _ready_address(process: subprocess.Popen[str], words: _Words, deadline_s: float) -> str:
     """The address in the line ``ready host:port`` that a worker prints once it listens."""
     assert process.stdout is not None
-    assert process.stderr is not None
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         if not selector.select(max(0.0, deadline_s - time.monotonic())):
-            raise WorkerLost(
-                f"local worker {index} did not start within {START_TIMEOUT_S:.0f} s", worker=f"local-{index}"
-            )
+            reason = f"local worker {words.name} did not start within {START_TIMEOUT_S:.0f} s"
+            raise WorkerLost(reason, worker=words.name)
     line = process.stdout.readline()
     if not line.startswith("ready "):
         process.wait()
-        words = process.stderr.read().strip().splitlines()
-        raise WorkerLost(f"local worker {index} did not start: {' '.join(words[-3:])}", worker=f"local-{index}")
+        raise WorkerLost(f"local worker {words.name} did not start: {words.wait()}", worker=words.name)
     return line.split()[1]
