@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from edgedi.errors import PlanError
 from edgedi.partition.geometry import Interval
-from edgedi.partition.graph import ITEM_BYTES, LayerGraph
+from edgedi.partition.graph import LayerGraph
+from edgedi.partition.memory import piece_bytes
 from edgedi.partition.operators import WHOLE, Need, Region, flops, needs
 from edgedi.partition.plan import HOME
 from edgedi.partition.program import (
@@ -102,7 +103,7 @@ class _Simulator:
             raise ValueError(f"SEND {piece} to {participant_name(target)}: no such other participant")
         self._wire[me, target, piece] += 1
         self._messages[me, target] += 1
-        self._bytes[me, target] += self._piece_bytes(piece)
+        self._bytes[me, target] += piece_bytes(piece, self._graph)
 
     def _check_join(self, me: int, piece: Piece, sources: tuple[Piece, ...]) -> None:
         position = piece.interval.start
@@ -163,15 +164,6 @@ class _Simulator:
         if piece.dim == 0 and piece.tensor in self._graph.by_name and self._parts.get(piece.tensor):
             return len(self._parts[piece.tensor])
         return self._graph.spec(piece.tensor).shape[piece.dim]
-
-    def _piece_bytes(self, piece: Piece) -> int:
-        spec = self._graph.spec(piece.tensor)
-        if piece.dim == UNSPLIT:
-            return spec.num_bytes
-        count = len(piece.interval) * ITEM_BYTES[spec.dtype]
-        for dim, size in enumerate(spec.shape):
-            count *= 1 if dim == piece.dim else size
-        return count
 
     def _check_finished(self) -> None:
         stuck = [p for p, program in self._set.programs.items() if self._counter[p] < len(program.instructions)]
