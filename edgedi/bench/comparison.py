@@ -15,7 +15,7 @@ from edgedi.bench.contenders import Contender, SessionContender, Traffic, tensor
 from edgedi.bench.cores import deal, start_workers
 from edgedi.bench.engine_contender import EngineContender, EngineFailed, save_tensors
 from edgedi.bench.engines import what_is_missing
-from edgedi.bench.machine import BUSY_LOAD, Machine, this_machine
+from edgedi.bench.machine import Machine, this_machine
 from edgedi.bench.measuring import Result, interleaved
 from edgedi.bench.networks import load_network, random_input
 from edgedi.bench.numbers import Ratio, times_as_fast
@@ -75,8 +75,8 @@ class Report:
 def run_comparison(settings: Settings, teller: Teller) -> Report:
     """Do it. ``ValueError`` for what the settings get wrong, ``EdgediError`` for workers, capture and engines."""
     machine = this_machine()
-    if machine.load >= BUSY_LOAD:
-        teller.say(f"other programs keep this machine busy (load {machine.load:.1f}): expect wide intervals")
+    if machine.busy:
+        teller.say(machine.busy)
     missing = {name: why for name in settings.wanted_engines if (why := what_is_missing(name))}
     if settings.engines is not None and missing:
         raise ValueError("; ".join(f"--against {name}: {why}" for name, why in missing.items()))

@@ -105,7 +105,7 @@ def compare_digits(addresses: Sequence[str], teller: Teller) -> SamePredictions:
         teller.say(f"predicting {len(images)} test images, image by image")
         scores = torch.cat(list(session.stream(images)))
         segments = session.plan.segments
-    with torch.inference_mode():
+    with torch.inference_mode(), _one_thread():
         own = torch.cat([network(image) for image in images])
     return SamePredictions(
         num_images=len(images),
@@ -141,7 +141,7 @@ def _race(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Training on a batch of tiny images is slower on more threads."""
+    """Operators on tiny images are slower on more threads, and on a busy machine many times so."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

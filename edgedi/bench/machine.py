@@ -32,6 +32,15 @@ class Machine:
     command: str
     date: str
 
+    @property
+    def busy(self) -> str:
+        """What to think of times taken now; empty where nothing else ran before."""
+        if self.load < BUSY_LOAD:
+            return ""
+        return (
+            f"Other programs kept this machine busy (load {self.load:.1f}) before this began: do not trust the times."
+        )
+
     def __str__(self) -> str:
         return (
             f"{self.processor}, {self.num_cores} cores; {self.system}; Python {self.python}, torch {self.torch}, "

@@ -52,17 +52,30 @@ def demo_table(demo: Demo) -> Table:
 
 def _demo_cells(row: Row) -> list[str]:
     one, both = spread(row.one.seconds), spread(row.all.seconds)
-    speedup = times_as_fast(row.all.seconds, row.one.seconds).median
+    speedup = times_as_fast(row.all.seconds, row.one.seconds)
     return [
         row.network,
         milliseconds(one.median_s),
         milliseconds(both.median_s),
-        f"{speedup:.2f}",
-        f"{speedup / 2:.0%}",
+        _ratio(speedup),
+        f"{speedup.median / 2:.0%}",
         milliseconds(row.predicted_s),
         f"{row.predicted_s / both.median_s - 1:+.0%}",
         f"{row.largest_difference:.1e}",
     ]
+
+
+def demo_remarks(demo: Demo) -> Iterator[str]:
+    """What a reader of the table has to know, a sentence each."""
+    yield (
+        "speedup: the median of ratios within each round, and its 95 % interval; predicted: by the plan, for two "
+        "workers; difference: the largest of any answer, as a share of the network's largest value."
+    )
+    yield f"{demo.machine}; {demo.seconds:.0f} s in all"
+    if demo.machine.busy:
+        yield demo.machine.busy
+    if not demo.pinned:
+        yield "There are fewer cores than workers here: the speedup says nothing."
 
 
 # --- a comparison -----------------------------------------------------------------------------------------------------
@@ -138,6 +151,8 @@ def remarks(report: Report) -> Iterator[str]:
         "quartiles; predicted, compute alone: the plan's cost with and without communication; kB: sent for one "
         "request, all links together; difference: largest, as a share of the model's largest value."
     )
+    if report.machine.busy:
+        yield report.machine.busy
     if not report.pinned:
         yield "Workers are not pinned by this command: it does not own them, or there are fewer cores than threads."
     if report.settings.workers and report.singles:

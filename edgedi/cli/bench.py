@@ -97,14 +97,13 @@ def _demo(arguments: argparse.Namespace) -> int:
     teller.say("loading torch and torchvision")
     from edgedi.bench.as_json import demo_json
     from edgedi.bench.demo import run_demo
-    from edgedi.bench.tables import demo_digits, demo_table
+    from edgedi.bench.tables import demo_digits, demo_remarks, demo_table
 
     demo = run_demo(teller, rounds=arguments.rounds)
     console.print(demo_digits(demo))
     console.print(demo_table(demo))
-    console.print(str(demo.machine))
-    if not demo.pinned:
-        console.print("There are fewer cores than workers here: the speedup says nothing.")
+    for remark in demo_remarks(demo):
+        console.print(remark, markup=False)
     return _end(arguments.json, lambda: demo_json(demo), same=demo.same)
 
 
