@@ -13,6 +13,7 @@ from edgedi.partition.geometry import Interval, scale
 from edgedi.partition.graph import Layer, LayerGraph
 from edgedi.partition.operators import Region
 from edgedi.partition.program import Piece, Run
+from edgedi.runtime.kernels import fused
 from edgedi.runtime.kernels.prepare import Kernel, prepare
 from tests.exactness import relative
 
@@ -38,6 +39,7 @@ class _Kernels:
         self.graph: LayerGraph = capture.graph
         self.dims = axis_dims(capture.graph, "rows")
         self._capture = capture
+        self._packer = fused.Packer() if fused.available() else None
         self._whole = {}
         for layer in self.graph.layers:
             if layer.op != "opaque":
@@ -46,7 +48,7 @@ class _Kernels:
     def kernel(self, run: Run) -> Kernel:
         layer = self.graph.by_name[run.piece.tensor]
         weights = {role: self._capture.weights[name] for role, name in layer.weights.items()}
-        return prepare(run, self.graph, weights, None)
+        return prepare(run, self.graph, weights, self._packer)
 
     def moved(self, layer: Layer, faulty: Tensor, maps: Mapping[str, Tensor]) -> float:
         """How far the outputs move when ``layer``'s map is ``faulty``."""

@@ -1,0 +1,164 @@
+"""Writes docs/exactness.md: every network x size x number of workers, how far from the truth, and how much ran split.
+
+    python -m tests.exactness_report [--only NAME ...] [--workers 1 2 3 5] [--minutes 60] [--output docs/exactness.md]
+
+Networks in their families' order of size, the smallest of each family first; what the minutes did not suffice for is
+listed as not run. The file is written anew after every network, so that an interrupted run leaves what it had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import itertools
+import platform
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torchvision
+
+from edgedi.errors import EdgediError
+from edgedi.partition.capture import capture_model
+from edgedi.partition.lowering import lower
+from edgedi.partition.simulate import split_flops
+from edgedi.runtime.reference import InProcess
+from tests.exactness import TOLERANCE, cast, check_argmax, own_rounding, whole_maps, worst_layer, worst_output
+from tests.networks import FAMILIES, build, noise_for, sizes
+from tests.plans import axis_plan
+
+ROOT = Path(__file__).parent.parent
+CONVOLUTIONS = frozenset({"conv", "conv_transpose"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One case. Differences are relative to the largest value of the map."""
+
+    name: str
+    size: tuple[int, int]
+    workers: int
+    layer: float
+    output: float
+    own: float
+    split: float
+    close: float
+    passes: bool
+
+    def __str__(self) -> str:
+        verdict = "" if self.passes else " **over the limit**"
+        cells = (self.name, "x".join(map(str, self.size)), self.workers, f"{self.output:.1e}", f"{self.own:.1e}")
+        more = (f"{self.layer:.1e}{verdict}", f"{100 * self.split:.1f} %", f"{100 * self.close:.2f} %")
+        return "| " + " | ".join(map(str, (*cells, *more))) + " |"
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found so far."""
+
+    command: str
+    rows: list[Row] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    not_run: list[str] = field(default_factory=list)
+    opaque: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        versions = (
+            f"torch {torch.__version__}, torchvision {torchvision.__version__}, Python {platform.python_version()}"
+        )
+        refused = [f"- {name}: {reason}" for name, reason in self.refused] or ["None."]
+        opaque = [f"- {name}: {count} layers" for name, count in self.opaque.items()] or ["None."]
+        return "\n".join([*_head(self.command, versions), *map(str, self.rows), "", "## Refused", "", *refused, "",
+                          "## Layers outside the operator table, run by the coordinator", "", *opaque, "",
+                          "## Not run", "", ", ".join(self.not_run) or "None.", ""])  # fmt: skip
+
+
+def _head(command: str, versions: str) -> list[str]:
+    return [
+        "# Exactness",
+        "",
+        f"Written by `{command}` on {time.strftime('%Y-%m-%d')} with {versions}, {platform.machine()};",
+        "do not edit by hand. Weights are random and calibrated (`tests/networks.py`), inputs are noise of one seed.",
+        "Rows are split evenly, in segments of 1 + workers layers, all in one process (`InProcess`): the programs and",
+        "kernels are those that workers run. Every number is relative to the largest magnitude of its map.",
+        "",
+        "- **output**: largest difference of the split float32 run from the model in float64;",
+        "- **model**: the same of the model itself in float32, unsplit, eager;",
+        "- **layer**: largest difference of any piece that any worker computed from the same part of a float64 run;",
+        f"  its limit is {TOLERANCE['float32']:.0e}, or thrice the unsplit float32 graph's own where that is more;",
+        "- **split**: share of the convolution FLOPs that ran on two workers or more;",
+        "- **close**: share of classes not compared, for their two largest values lie within twice the limit.",
+        "",
+        "| network | input | workers | output | model | layer | split | close |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+
+
+def cases(report: Report, name: str, workers: Iterable[int]) -> Iterator[Row]:
+    """The rows of one network."""
+    for size in sizes(name):
+        model, x = build(name, size), noise_for(name, size)
+        with torch.inference_mode():
+            truth = copy.deepcopy(model).double()(x.double())
+            own_output = worst_output(model(x), truth)
+        capture = capture_model(model, x)
+        count = sum(layer.op == "opaque" for layer in capture.graph.layers)
+        if count:
+            report.opaque[name] = count
+        inputs = capture.flatten((x,))
+        exact = whole_maps(cast(capture, torch.float64), {key: value.double() for key, value in inputs.items()})
+        own = own_rounding(capture, inputs, exact)
+        limit = max(TOLERANCE["float32"], 3 * own_output)
+        for count in workers:
+            plan = axis_plan(capture.graph, count, "rows", depth=1 + count)
+            programs = lower(plan, capture.graph)
+            layer = worst_layer(capture, plan, inputs, exact, fast=True, own=own)
+            y = InProcess(capture, programs)(x)
+            output = worst_output(y, truth)
+            yield Row(
+                name=name,
+                size=size,
+                workers=count,
+                layer=layer.value,
+                output=output,
+                own=own_output,
+                split=split_flops(capture.graph, programs, CONVOLUTIONS),
+                close=check_argmax(y, truth, limit),
+                passes=layer.passes and output <= limit,
+            )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run, write, and say whether every case passed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.exactness_report", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", default=None, help="these networks only")
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 3, 5])
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no network after this long")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "exactness.md")
+    options = parser.parse_args(arguments)
+    command = " ".join(["python -m tests.exactness_report", *(sys.argv[1:] if arguments is None else arguments)])
+    report, began = Report(command=command), time.monotonic()
+    ranks = itertools.chain.from_iterable(itertools.zip_longest(*FAMILIES.values()))
+    for name in options.only or [name for name in ranks if name]:
+        if time.monotonic() - began > 60 * options.minutes:
+            report.not_run.append(name)
+            continue
+        try:
+            for row in cases(report, name, options.workers):
+                report.rows.append(row)
+                print(row, flush=True)
+        except EdgediError as error:
+            report.refused.append((name, str(error).splitlines()[0]))
+            print(f"{name} refused: {error}", flush=True)
+        gc.collect()
+        options.output.write_text(str(report), encoding="utf-8")
+    options.output.write_text(str(report), encoding="utf-8")
+    return 0 if all(row.passes for row in report.rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
