@@ -46,6 +46,9 @@ SOCKET_OPTIONS: dict[int, int] = {
 
 ROUTER_OPTIONS: dict[int, int] = {
     zmq.ROUTER_MANDATORY: 1,  # sending to nobody is an error, not silence
+    # No bound in messages: libzmq (4.3.5, its issue 4841) aborts the process when a link closes while its queue is full
+    # and answers wait, so that one coordinator killed at a bad moment would take the worker from all others.
+    zmq.RCVHWM: 0,
 }
 """What a ROUTER gets besides."""
 
