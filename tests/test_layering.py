@@ -32,6 +32,7 @@ MAY_IMPORT = {
 # engine stays possible.
 TORCH_IMPORTERS = (
     "edgedi.partition.capture*",
+    "edgedi.partition.aten*",
     "edgedi.partition.fuse_torch",
     "edgedi.transforms.*",
     "edgedi.runtime.kernels",
@@ -56,7 +57,7 @@ PURE = (
     "edgedi.runtime.wire",
     "edgedi.runtime.*_state",
 )
-NOT_PURE = ("edgedi.partition.capture*", "edgedi.partition.fuse_torch")
+NOT_PURE = ("edgedi.partition.capture*", "edgedi.partition.aten*")
 EFFECTS = frozenset(
     "asyncio concurrent ctypes datetime io multiprocessing os pathlib queue random sched secrets select selectors "
     "shutil signal socket ssl subprocess sys tempfile threading time torch torchvision zmq".split()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from edgedi.errors import GraphError
-from edgedi.partition.capture_aten import DROPOUTS, HANDLERS, IDENTITIES, Call
+from edgedi.partition.aten import DROPOUTS, HANDLERS, IDENTITIES, Call
 from edgedi.partition.capture_builder import Builder, Symbol, dtype_name
 from edgedi.partition.capture_fuse import fuse
 from edgedi.partition.graph import LayerGraph

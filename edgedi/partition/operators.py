@@ -10,7 +10,7 @@ kernel. A rule may return more than is read (the hull), never less.
 The table is closed. A program names operators, functions and modes of the table only, and a kernel is looked up in a
 dictionary, never by a name that came from the wire. What capture meets outside the table becomes ``opaque``: it runs in
 the coordinator's process, on its own captured module, and a worker refuses it (REVIEW.md, A6). So a new operator is
-added in three places: here (rule), in ``capture_aten`` (how it is recognised), in ``runtime.kernels`` (how it runs);
+added in three places: here (rule), in ``aten`` (how it is recognised), in ``runtime.kernels`` (how it runs);
 better still, capture expresses it by rows that are there.
 """
 

@@ -1,9 +1,9 @@
 """Halos between workers on one machine: Unix sockets that carry one piece as one packet, beside ZeroMQ.
 
-ZeroMQ moves bytes in a thread of its own, which on a one-core worker takes the core from the computation: a halo of
-14 kB costs 60 to 170 microseconds there, a packet on a Unix socket about 10 (measured on two pinned cores). A packet is
-sent whole or not at all, so a full buffer never blocks anybody: the caller then takes ZeroMQ's link, as it does for
-large pieces. Order does not matter, pieces are named.
+ZeroMQ moves bytes in a thread of its own, which on a one-core worker takes the core from the computation, several times
+for every halo; a packet on a Unix socket is one system call of the thread that computes. A packet is sent whole or not
+at all, so a full buffer never blocks anybody: the caller then takes ZeroMQ's link, as it does for large pieces. Order
+does not matter, pieces are named.
 
 Only processes of the same user may connect: the socket lies in a folder of mode 0700 and peer credentials are checked.
 """
