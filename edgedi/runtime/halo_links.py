@@ -5,7 +5,8 @@ for every halo; a packet on a Unix socket is one system call of the thread that 
 at all, so a full buffer never blocks anybody: the caller then takes ZeroMQ's link, as it does for large pieces. Order
 does not matter, pieces are named.
 
-Only processes of the same user may connect: the socket lies in a folder of mode 0700 and peer credentials are checked.
+Only processes of the same user may connect: both sides ask the kernel whose process the other is. Names are abstract,
+so a worker that is killed leaves nothing behind, and no network namespace sees another's.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
+import secrets
 import socket
 import struct
-import tempfile
 from pathlib import Path
 
 from edgedi.runtime.messages import Buffer
@@ -44,8 +44,8 @@ def machine_name() -> str | None:
         return None
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        spaces = (os.readlink(f"/proc/self/ns/{kind}") for kind in ("net", "mnt"))
-        return hashlib.sha256("/".join([boot, *spaces, str(os.getuid())]).encode()).hexdigest()[:16]
+        network = os.readlink("/proc/self/ns/net")
+        return hashlib.sha256(f"{boot}/{network}/{os.getuid()}".encode()).hexdigest()[:16]
     except OSError:
         return None
 
@@ -54,10 +54,10 @@ class HaloListener:
     """Takes packets from peers. ``sockets`` are to be polled; ``receive`` then gives what is there, without waiting."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.mkdtemp(prefix="edgedi-")
-        self.address = f"{SCHEME}{self._folder}/halo"
+        name = f"edgedi-{secrets.token_hex(16)}"
+        self.address = f"{SCHEME}@{name}"
         self.listener = _packet_socket()
-        self.listener.bind(f"{self._folder}/halo")
+        self.listener.bind(f"\0{name}")
         self.listener.listen(64)
         self.peers: list[socket.socket] = []
 
@@ -67,8 +67,7 @@ class HaloListener:
             peer, _ = self.listener.accept()
         except (BlockingIOError, InterruptedError):
             return None
-        _, user, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-        if user != os.getuid():
+        if _user_of(peer) != os.getuid():
             peer.close()
             return None
         peer.setblocking(False)
@@ -81,11 +80,10 @@ class HaloListener:
         peer.close()
 
     def close(self) -> None:
-        """Close everything and remove the folder."""
+        """Close everything."""
         for peer in [*self.peers, self.listener]:
             peer.close()
         self.peers.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class HaloLink:
@@ -96,11 +94,8 @@ class HaloLink:
         self._socket.setblocking(True)
         self._socket.settimeout(5.0)
         try:
-            self._socket.connect(address.removeprefix(SCHEME))
-            _, user, _ = _CREDENTIALS.unpack(
-                self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            )
-            if user != os.getuid():
+            self._socket.connect(address.removeprefix(SCHEME).replace("@", "\0", 1))
+            if _user_of(self._socket) != os.getuid():
                 raise PermissionError(f"{address} belongs to another user")
         except OSError:
             self._socket.close()
@@ -137,6 +132,12 @@ def receive(peer: socket.socket) -> list[memoryview] | None:
     start = _LENGTH.size + length
     view = memoryview(packet)
     return [view[_LENGTH.size : start], view[start + (-start % _ALIGNMENT) :]]
+
+
+def _user_of(connected: socket.socket) -> int:
+    """User number of the process at the other end, by the kernel's word."""
+    credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(credentials)[1])
 
 
 def _packet_socket() -> socket.socket:

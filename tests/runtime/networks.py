@@ -13,7 +13,8 @@ class Small(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, channels, 3, 2, 1)
         self.body = nn.Sequential(nn.Conv2d(channels, channels, 3, 1, 1), nn.BatchNorm2d(channels), nn.ReLU())
-        self.squeeze = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, 4, 1), nn.ReLU(), nn.Conv2d(4, channels, 1))
+        squeezed = (nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, 4, 1), nn.ReLU(), nn.Conv2d(4, channels, 1))
+        self.squeeze = nn.Sequential(*squeezed)
         self.last = nn.Conv2d(channels, channels, 5, 1, 2)
         self.head = nn.Linear(channels, 10)
 
