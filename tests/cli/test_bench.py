@@ -224,9 +224,7 @@ def send_to_one(process: subprocess.Popen[str], number: int) -> None:
     process.send_signal(number)
 
 
-@pytest.mark.parametrize(
-    ("send", "number"), [(send_to_all, signal.SIGINT), (send_to_one, signal.SIGINT), (send_to_one, signal.SIGTERM)]
-)
+@pytest.mark.parametrize(("send", "number"), [(send_to_all, signal.SIGINT), (send_to_one, signal.SIGTERM)])
 def test_an_interrupted_run_leaves_nothing_behind(send: Any, number: int, tmp_path: Path):
     """A terminal sends Ctrl-C to the whole group, a supervisor to one process; in both cases nobody is left."""
     command = [sys.executable, "-m", "edgedi.cli.bench", *CHAIN, "--against", "eager", "--rounds", "1000000"]
