@@ -40,9 +40,14 @@ WORKERS = (1, 2, 3, 5)
 SMALLEST = [names[0] for names in FAMILIES.values()]
 OTHERS = [name for names in FAMILIES.values() for name in names[1:]]
 CONVOLUTIONS = frozenset({"conv", "conv_transpose"})
+LIGHT = frozenset(
+    "alexnet resnet18 mobilenet_v2 mobilenet_v3_small mnasnet0_5 "
+    "shufflenet_v2_x0_5 squeezenet1_1 regnet_x_400mf".split()
+)
+"""At their own size in every run; the others there in ``make test-all``, at an odd size in every run."""
 HEAVY = ("fcn_resnet50",)
 """At its own 520 x 520 on 1 and 2 workers only; on all numbers in ``test_odd_size`` and in docs/exactness.md."""
-IN_BFLOAT16 = ("vgg11", "resnet18", "shufflenet_v2_x0_5", "efficientnet_b0", "convnext_tiny", "swin_t")
+IN_BFLOAT16 = ("resnet18", "shufflenet_v2_x0_5", "convnext_tiny")
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +93,9 @@ def check_float32(model: nn.Module, capture: Capture, plans: list[Plan], x: Tens
     print(f"{check_argmax(y, truth, limit):.2%} of the classes too close to compare")
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize(
+    "name", [name if name in LIGHT else pytest.param(name, marks=pytest.mark.slow) for name in SMALLEST]
+)
 def test_own_size(name: str):
     """In float32, fused, by rows; at least 95 % of a CNN's convolution FLOPs run split."""
     size = own_size(name)
