@@ -34,7 +34,8 @@ class Teller:
 
     def rounds(self, count: int, what: str) -> Iterator[int]:
         """0 to ``count`` - 1. Progress is shown between two of them: nothing is drawn while one is measured."""
-        return self._bar(count, what) if self._console.is_terminal else self._lines(count, what)
+        drawn = self._console.is_terminal and not self._console.is_dumb_terminal
+        return self._bar(count, what) if drawn else self._lines(count, what)
 
     def _bar(self, count: int, what: str) -> Iterator[int]:
         columns = (TextColumn("          {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -283,7 +283,10 @@ class Coordinator:
                 link.socket.send(payload[0], zmq.NOBLOCK, copy=len(payload[0]) < COPY_BYTES)
                 link.sent_bytes += len(payload[0])
         except zmq.Again:
-            self._lose(self._links.index(link), WorkerLost(f"worker {link.address} takes no more messages"))
+            text = f"worker {link.address} takes no more messages"
+            if link.address.public_key is None:  # a refused greeting can show like this, before libzmq tells of it
+                text += f"; if it wants keys, {_keys_wanted(link.address)}"
+            self._lose(self._links.index(link), WorkerLost(text, worker=str(link.address)))
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -394,7 +397,7 @@ class Coordinator:
         """
         address = link.address
         if address.public_key is None:
-            keys = f"give key=FILE, and {address}#<its public key>"
+            keys = _keys_wanted(address)
             if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                 return SecurityError(f"worker {address} wants keys: {keys}")
             link.broken_greetings += event == zmq.EVENT_DISCONNECTED
@@ -448,3 +451,7 @@ class Coordinator:
         self._wake_in.close()
         self._wake_out.close()
         self._context.destroy(200)
+
+
+def _keys_wanted(address: WorkerAddress) -> str:
+    return f"give key=FILE, and {address}#<its public key>"

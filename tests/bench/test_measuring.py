@@ -73,7 +73,14 @@ def test_progress_without_a_terminal_is_lines_every_few_seconds():
 
 def test_progress_on_a_terminal_counts_the_rounds():
     text = io.StringIO()
-    teller = Teller(Console(file=text, width=100, force_terminal=True))
+    teller = Teller(Console(file=text, width=100, force_terminal=True, _environ={"TERM": "xterm"}))
     assert list(teller.rounds(3, "measuring")) == [0, 1, 2]
     assert "measuring" in text.getvalue()
     assert "3/3" in text.getvalue()
+
+
+def test_a_terminal_that_cannot_draw_gets_lines():
+    text = io.StringIO()
+    teller = Teller(Console(file=text, width=100, force_terminal=True, _environ={"TERM": "dumb"}))
+    assert list(teller.rounds(3, "measuring")) == [0, 1, 2]
+    assert "measuring: 3 rounds" in text.getvalue()
