@@ -34,6 +34,8 @@ from tests.networks import FAMILIES, build, noise_for, sizes
 from tests.plans import axis_plan
 
 ROOT = Path(__file__).parent.parent
+REFUSED = "## Refused"
+OPAQUE = "## Layers outside the operator table, run by the coordinator"
 CONVOLUTIONS = frozenset({"conv", "conv_transpose"})
 
 
@@ -75,8 +77,8 @@ class Report:
         )
         refused = [f"- {name}: {reason}" for name, reason in self.refused] or ["None."]
         opaque = [f"- {name}: {count} layers" for name, count in self.opaque.items()] or ["None."]
-        lines = [*_head(self.commands, versions), *self.kept, *map(str, self.rows), "", "## Refused", "", *refused, ""]
-        lines += ["## Layers outside the operator table, run by the coordinator", "", *opaque, ""]
+        lines = [*_head(self.commands, versions), *self.kept, *map(str, self.rows), "", REFUSED, "", *refused, ""]
+        lines += [OPAQUE, "", *opaque, ""]
         return "\n".join([*lines, "## Not run", "", ", ".join(self.not_run) or "None.", ""])
 
 
@@ -137,6 +139,13 @@ def cases(report: Report, name: str, workers: Iterable[int]) -> Iterator[Row]:
             )
 
 
+def _listed(lines: list[str], heading: str) -> list[tuple[str, str, str]]:
+    """``name``, ``": "`` and what is said of it, of every item under ``heading``."""
+    rest = itertools.dropwhile(lambda line: line != heading, lines)
+    section = itertools.takewhile(lambda line: not line.startswith("## "), itertools.islice(rest, 1, None))
+    return [line.removeprefix("- ").partition(": ") for line in section if line.startswith("- ")]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run, write, and say whether every case passed."""
     parser = argparse.ArgumentParser(prog="python -m tests.exactness_report", description=__doc__.splitlines()[0])
@@ -149,8 +158,14 @@ def main(arguments: list[str] | None = None) -> int:
     command = " ".join(["python -m tests.exactness_report", *(sys.argv[1:] if arguments is None else arguments)])
     before = options.output.read_text(encoding="utf-8").splitlines() if options.append else []
     kept = [line for line in before if line.startswith("| ") and "| network |" not in line]
-    report = Report(commands=[*(line.strip() for line in before if line.startswith("    ")), command], kept=kept)
+    report = Report(
+        commands=[*(line.strip() for line in before if line.startswith("    ")), command],
+        kept=kept,
+        refused=[(name, reason) for name, _, reason in _listed(before, REFUSED)],
+        opaque={name: int(count.split()[0]) for name, _, count in _listed(before, OPAQUE)},
+    )
     began, known = time.monotonic(), {line.split(" | ")[0].removeprefix("| ") for line in kept}
+    known |= {name for name, _ in report.refused}
     ranks = itertools.chain.from_iterable(itertools.zip_longest(*FAMILIES.values()))
     names = options.only or [name for name in ranks if name and name not in known]
     for index, name in enumerate(names):
