@@ -33,6 +33,7 @@ DISTRIBUTE = {
     "max_in_flight": 4,
     "timeout_s": 60.0,
     "progress": None,
+    "local": False,
 }
 SESSION = {"close", "plan", "statistics", "stream", "submit", "workers"}
 ERRORS = {

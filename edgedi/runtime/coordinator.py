@@ -27,6 +27,7 @@ from edgedi.partition.plan import HOME
 from edgedi.partition.program import Piece as ProgramPiece
 from edgedi.runtime.executor import LoadedProgram, ProgramRun
 from edgedi.runtime.keys import KeyPair, WorkerAddress, fingerprint
+from edgedi.runtime.local_share import LocalShare
 from edgedi.runtime.messages import Abort, Close, Failed, Message, Piece, Ping, Pong, Refused
 from edgedi.runtime.peers import COPY_BYTES
 from edgedi.runtime.security import apply_curve_client, apply_socket_options, map_zmq_error
@@ -99,14 +100,18 @@ class Coordinator:
         addresses: Sequence[WorkerAddress],
         keypair: KeyPair | None,
         *,
+        share: LocalShare | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """With ``share`` worker 0 is in this process and is reached within it."""
         self._clock = clock
-        self._context = zmq.Context()
+        self._context = zmq.Context() if share is None else share.context
+        self._owns_context = share is None
         self._poller = zmq.Poller()
         self._keypair = keypair
         try:
-            self._links = [self._connect(address, keypair) for address in addresses]
+            inside = {0: share.endpoint} if share is not None else {}
+            self._links = [self._connect(a, keypair, inside.get(index)) for index, a in enumerate(addresses)]
         except BaseException:
             self._context.destroy(0)
             raise
@@ -123,17 +128,17 @@ class Coordinator:
         self._thread = threading.Thread(target=self._serve, name="edgedi-coordinator", daemon=True)
         self._thread.start()
 
-    def _connect(self, address: WorkerAddress, keypair: KeyPair | None) -> _Link:
+    def _connect(self, address: WorkerAddress, keypair: KeyPair | None, inside: str | None) -> _Link:
         made = self._context.socket(zmq.DEALER)
         apply_socket_options(made, ipv6=":" in address.host)
         made.setsockopt(zmq.IMMEDIATE, 0)  # the greeting waits for the connection; a lost link is closed, not retried
-        if address.public_key is not None:
+        if address.public_key is not None and inside is None:
             if keypair is None:
                 raise SecurityError(f"worker {address} has a key, so you need one too: edgedi-keygen, then key=FILE")
             apply_curve_client(made, keypair, address.public_key)
         monitor = made.get_monitor_socket(_MONITORED)
         try:
-            made.connect(address.endpoint)
+            made.connect(inside or address.endpoint)
         except zmq.ZMQError as error:
             raise map_zmq_error(error, f"connecting to {address}") from error
         self._poller.register(made, zmq.POLLIN)
@@ -450,7 +455,8 @@ class Coordinator:
             self._commands.popleft()()
         self._wake_in.close()
         self._wake_out.close()
-        self._context.destroy(200)
+        if self._owns_context:
+            self._context.destroy(200)
 
 
 def _keys_wanted(address: WorkerAddress) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgedi.errors import WorkerLost
@@ -19,6 +19,7 @@ from edgedi.runtime.executor import LoadedProgram
 from edgedi.runtime.kernels import fused
 from edgedi.runtime.keys import WorkerAddress
 from edgedi.runtime.loading import Shipment
+from edgedi.runtime.local_share import LocalShare
 from edgedi.runtime.messages import Hello, Welcome
 from edgedi.runtime.profiler import deploy_message, device_profiles, install, link_profile
 from edgedi.runtime.reference import weights_of
@@ -57,7 +58,9 @@ class Deployer:
         planner: str,
         profile: ClusterProfile | None,
         say: Callable[[str], None],
+        share: LocalShare | None = None,
     ) -> None:
+        self._share = share
         self._coordinator, self._addresses, self._session = coordinator, addresses, session
         self._planner, self._given, self._say = planner, profile, say
         self._packer = fused.Packer() if fused.available() else None
@@ -116,13 +119,20 @@ class Deployer:
         return tuple(
             {
                 "participant": participant,
-                "address": f"{_host(self._addresses[link])}:{self._addresses[link].port}",
+                "address": self._address_for(link, self._addresses[alive[me]]),
                 "public_key": self._addresses[link].public_key,
                 "halo_address": self.welcomes[link].halo_address if mine == self.welcomes[link].machine else None,
             }
             for participant, link in enumerate(alive)
             if participant != me
         )
+
+    def _address_for(self, link: int, peer: WorkerAddress) -> str:
+        """Where ``peer`` finds the worker of ``link``; this process's own worker is found where this machine is."""
+        address = self._addresses[link]
+        if self._share is not None and link == 0:
+            address = replace(address, host=self._share.host_towards(peer))
+        return f"{_host(address)}:{address.port}"
 
     def _cluster(self, capture: Capture, alive: Sequence[int]) -> ClusterProfile:
         """What is known of the workers ``alive``: as given, else measured."""

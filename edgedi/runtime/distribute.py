@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from edgedi.partition.capture import as_arguments, capture_model, check_model
 from edgedi.partition.planners import planners
 from edgedi.partition.profile import ClusterProfile
-from edgedi.runtime.keys import WorkerAddress, load_keypair, load_known_workers, resolve_worker
-from edgedi.runtime.local_workers import LocalWorkers
+from edgedi.runtime.keys import KeyPair, WorkerAddress, load_keypair, load_known_workers, resolve_worker
+from edgedi.runtime.local_share import LocalShare
+from edgedi.runtime.local_workers import LocalWorkers, share_cores
 from edgedi.runtime.security import is_loopback
 from edgedi.runtime.session import Progress, Session
 
@@ -33,6 +35,7 @@ def distribute(
     max_in_flight: int = 4,
     timeout_s: float = 60.0,
     progress: Progress | bool | None = None,
+    local: bool = False,
 ) -> Session:
     """Run ``model`` on ``workers`` together.
 
@@ -40,6 +43,8 @@ def distribute(
     ``host:port`` (looked up among the known workers) or ``host:port#public-key`` of running ones. ``profile`` (a
     ``ClusterProfile`` or a JSON file) replaces measuring. ``verify`` is ``"first"``, ``"always"`` or ``"never"``.
     ``timeout_s`` bounds each request. ``progress`` is called with a line per step; by default a terminal shows them.
+    ``local`` gives this process a share of its own, as worker 0: it holds the input already. Beside workers of other
+    machines it listens for their halos, and wants a ``key`` then.
 
     Raises ``ValueError`` or ``TypeError`` for a wrong argument, ``GraphError`` for a model that does not export,
     ``WorkerLost`` for workers that do not answer or do not take their part, ``SecurityError`` for keys.
@@ -47,24 +52,32 @@ def distribute(
     check_model(model)
     _check_options(planner, verify, max_in_flight, timeout_s)
     say = _progress(progress)
-    local, addresses = _find_workers(workers, key)
+    _check_local(local)
+    keypair = load_keypair(Path(key).expanduser()) if key is not None else None
+    started, addresses = _find_workers(workers, key, local)
+    share: LocalShare | None = None
     try:
-        if local is not None:
+        if started is not None:
             say(f"starting {workers} local workers")
         args = as_arguments(example_inputs)
         say("capturing the model")
         first = capture_model(model, args)
-        if local is not None:
-            addresses = tuple(resolve_worker(text, {}, need_key=False) for text in local.addresses)
-        keypair = load_keypair(Path(key).expanduser()) if key is not None else None
+        if started is not None:
+            addresses = tuple(resolve_worker(text, {}, need_key=False) for text in started.addresses)
+        if local:
+            share = _make_share(workers, addresses, keypair)
+            addresses = (share.address, *addresses)
         session = Session(
             model, addresses, keypair,
             planner=planner, profile=_read_profile(profile), verify=verify, allow_local=allow_local,
-            max_in_flight=max_in_flight, timeout_s=timeout_s, say=say, local=local,
+            max_in_flight=max_in_flight, timeout_s=timeout_s, say=say, local=started, share=share,
         )  # fmt: skip
     except BaseException:
-        if local is not None:
-            local.stop()
+        if share is not None:
+            share.stop()
+            share.join()
+        if started is not None:
+            started.stop()
         raise
     try:
         session._prepare(first, args)
@@ -85,13 +98,20 @@ def _check_options(planner: str, verify: str, max_in_flight: int, timeout_s: flo
         raise ValueError(f"timeout_s={timeout_s}: give a positive number of seconds")
 
 
-def _find_workers(workers: int | Sequence[str], key: Any) -> tuple[LocalWorkers | None, tuple[WorkerAddress, ...]]:
+def _check_local(local: bool) -> None:
+    if not isinstance(local, bool):
+        raise TypeError(f"local={local!r}: give True for a share of this process, or False")
+
+
+def _find_workers(
+    workers: int | Sequence[str], key: Any, local: bool
+) -> tuple[LocalWorkers | None, tuple[WorkerAddress, ...]]:
     if isinstance(workers, bool) or not isinstance(workers, (int, Sequence)) or isinstance(workers, str):
         raise TypeError(f"workers={workers!r}: give a number of local workers or a list of 'host:port'")
     if isinstance(workers, int):
-        return LocalWorkers(workers), ()
-    if not workers:
-        raise ValueError("workers=[]: give at least one 'host:port', or a number of local workers")
+        return LocalWorkers(workers, cores=share_cores(workers + local)[local:]), ()
+    if not workers and not local:
+        raise ValueError("workers=[]: give at least one 'host:port', a number of local workers, or local=True")
     known = load_known_workers()
     addresses = tuple(resolve_worker(text, known, need_key=key is not None) for text in workers)
     seen: set[tuple[str, int]] = set()
@@ -101,6 +121,16 @@ def _find_workers(workers: int | Sequence[str], key: Any) -> tuple[LocalWorkers 
             raise ValueError(f"workers name {text} twice: every worker is one process, once in the list")
         seen.add(place)
     return None, addresses
+
+
+def _make_share(
+    workers: int | Sequence[str], addresses: Sequence[WorkerAddress], keypair: KeyPair | None
+) -> LocalShare:
+    """Beside local processes this one takes the first of the cores dealt; else it is as wide as torch is here."""
+    if not isinstance(workers, int):
+        return LocalShare(addresses, keypair, threads=torch.get_num_threads())
+    cores = share_cores(workers + 1)[0]
+    return LocalShare(addresses, None, threads=len(cores) or 1, cores=cores)  # our own processes take no keys
 
 
 def _read_profile(profile: ClusterProfile | str | Path | None) -> ClusterProfile | None:

@@ -28,6 +28,7 @@ from edgedi.partition.profile import ClusterProfile
 from edgedi.runtime.coordinator import Coordinator, Request, new_run
 from edgedi.runtime.deployment import Deployer, Deployment
 from edgedi.runtime.keys import KeyPair, WorkerAddress
+from edgedi.runtime.local_share import LocalShare
 from edgedi.runtime.local_workers import LocalWorkers
 from edgedi.runtime.messages import AskStatistics, Close, Statistics
 from edgedi.runtime.tensors import in_wire_order
@@ -89,10 +90,11 @@ class Session:
         timeout_s: float,
         say: Progress,
         local: LocalWorkers | None,
+        share: LocalShare | None,
     ) -> None:
         self._model, self._addresses = model, tuple(addresses)
         self._verify, self._allow_local, self._timeout_s = verify, allow_local, timeout_s
-        self._local = local
+        self._local, self._share = local, share
         self._name = secrets.token_hex(8)
         self._max_in_flight = max_in_flight
         self._slots = threading.BoundedSemaphore(max_in_flight)
@@ -106,8 +108,8 @@ class Session:
         self._total_s = self._last_s = 0.0
         self._closed = False
         self._helpers = ThreadPoolExecutor(1, thread_name_prefix="edgedi-verify")
-        self._coordinator = Coordinator(self._addresses, keypair)
-        self._deployer = Deployer(self._coordinator, self._addresses, self._name, planner, profile, say)
+        self._coordinator = Coordinator(self._addresses, keypair, share=share)
+        self._deployer = Deployer(self._coordinator, self._addresses, self._name, planner, profile, say, share)
 
     # --- use -------------------------------------------------------------------------------------------------------
 
@@ -193,6 +195,8 @@ class Session:
         if self._closed:
             return
         self._closed = True
+        if self._share is not None:
+            self._share.stop()  # the last word below wakes it
         for index in range(len(self._addresses)):
             if self._coordinator.lost(index) is None:
                 try:
@@ -201,6 +205,8 @@ class Session:
                     break
         self._coordinator.close()
         self._helpers.shutdown(wait=True)
+        if self._share is not None:
+            self._share.join()
         if self._local is not None:
             self._local.stop()
 

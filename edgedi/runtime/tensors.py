@@ -21,9 +21,11 @@ __all__ = ["Tensor", "device_available", "from_wire", "inference", "made_on", "s
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
-def set_up_torch(threads: int) -> None:
+def set_up_torch(threads: int, device: str) -> None:
     """What a worker sets once: threads per operator, and float32 that is float32 on every device."""
     torch.set_num_threads(threads)
+    if device == "cpu":
+        return  # and in a user's own process the settings below are the user's
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
 

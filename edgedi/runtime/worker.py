@@ -83,8 +83,17 @@ class _Request:
 class Worker:
     """Serves until ``stop`` is called (from a signal handler or another thread)."""
 
-    def __init__(self, options: WorkerOptions, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        options: WorkerOptions,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        context: zmq.Context[Any] | None = None,
+        home_endpoint: str | None = None,
+    ) -> None:
+        """``context`` is its owner's and stays open; ``home_endpoint`` is a way in for that process alone (inproc)."""
         self._options, self._clock = options, clock
+        self._home_endpoint = home_endpoint
         self._pinned: dict[state.Epoch, tuple[str, ...]] = {}
         self._packer = fused.Packer() if fused.available() and options.device == "cpu" else None
         self._store = WeightStore(options.memory_limit_bytes, device=options.device, packer=self._packer)
@@ -92,7 +101,8 @@ class Worker:
         self._epochs: dict[state.Epoch, _Installed] = {}
         self._requests: dict[state.Request, _Request] = {}
         self._stopped = False
-        self._context = zmq.Context()
+        self._owns_context = context is None
+        self._context = zmq.Context() if context is None else context
         self._authenticator: Authenticator | None = None
         self._socket = self._context.socket(zmq.ROUTER)
         self._halos = HaloListener() if halo_links.supported() else None
@@ -125,11 +135,13 @@ class Worker:
             self._socket.bind(f"tcp://{host}:{options.port or '*'}")
         endpoint = self._socket.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(endpoint, bytes)
+        if self._home_endpoint is not None:
+            self._socket.bind(self._home_endpoint)
         return int(endpoint.decode().rsplit(":", 1)[1])
 
     def serve(self) -> None:
         """Serve until stopped, or until a signal handler raises ``KeyboardInterrupt``; then everything is closed."""
-        set_up_torch(self._options.threads)
+        set_up_torch(self._options.threads, self._options.device)
         keep_freed_memory()
         self._poller.register(self._socket, zmq.POLLIN)
         if self._halos is not None:
@@ -159,7 +171,8 @@ class Worker:
             self._halos.close()
         if self._authenticator is not None:
             self._authenticator.stop()
-        self._context.destroy(0)
+        if self._owns_context:
+            self._context.destroy(0)
 
     # --- events in, actions out ---------------------------------------------------------------------------------------
 
@@ -219,7 +232,9 @@ class Worker:
         key, only_peer = None, False
         if self._authenticator is not None:
             key = peer_key(frames[-1])
-            only_peer = key is None or not self._authenticator.is_client(key)
+            # Links from outside all prove a key here; one without is this process's own, if it has a way in.
+            from_home = key is None and self._home_endpoint is not None
+            only_peer = not from_home and (key is None or not self._authenticator.is_client(key))
         self._do(state.Received(link, message, self._clock(), key, only_peer))
 
     def _do(self, event: state.Event) -> None:
