@@ -108,10 +108,12 @@ def _find_workers(
 ) -> tuple[LocalWorkers | None, tuple[WorkerAddress, ...]]:
     if isinstance(workers, bool) or not isinstance(workers, (int, Sequence)) or isinstance(workers, str):
         raise TypeError(f"workers={workers!r}: give a number of local workers or a list of 'host:port'")
-    if isinstance(workers, int):
-        return LocalWorkers(workers, cores=share_cores(workers + local)[local:]), ()
     if not workers and not local:
-        raise ValueError("workers=[]: give at least one 'host:port', a number of local workers, or local=True")
+        raise ValueError(f"workers={workers}: give at least one 'host:port', at least 1 local worker, or local=True")
+    if not workers:
+        return None, ()
+    if isinstance(workers, int):
+        return LocalWorkers(workers, cores=share_cores(max(1, workers) + local)[local:]), ()
     known = load_known_workers()
     addresses = tuple(resolve_worker(text, known, need_key=key is not None) for text in workers)
     seen: set[tuple[str, int]] = set()

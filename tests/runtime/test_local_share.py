@@ -73,7 +73,7 @@ def test_both_compute_and_halos_pass_between_them() -> None:
 
 def test_alone_this_process_needs_no_worker() -> None:
     model, x = small(), image()
-    with distribute(model, x, [], local=True) as session:
+    with distribute(model, x, 0, local=True) as session:
         assert relative_difference(session(x), own(model, x)) <= TOLERANCE
         assert session.workers == ("here",)
         assert session.statistics().local_answers == 0
@@ -114,8 +114,9 @@ def test_local_is_true_or_false() -> None:
 
 
 def test_without_local_somebody_must_be_named() -> None:
-    with pytest.raises(ValueError, match=r"workers=\[\]: give at least one 'host:port', .*local=True"):
-        distribute(small(), image(), [])
+    for nobody in ([], 0):
+        with pytest.raises(ValueError, match=r"workers=.*: give at least one 'host:port', .*local=True"):
+            distribute(small(), image(), nobody)
 
 
 def test_beside_other_machines_it_wants_a_key() -> None:
