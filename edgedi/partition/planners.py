@@ -10,6 +10,7 @@ from edgedi.partition.graph import LayerGraph
 from edgedi.partition.oodp import oodp
 from edgedi.partition.plan import Plan
 from edgedi.partition.profile import ClusterProfile
+from edgedi.partition.published import aofl, coedge, deepthings
 
 Planner = Callable[[LayerGraph, ClusterProfile], Plan]
 
@@ -20,6 +21,9 @@ _PLANNERS: Mapping[str, Planner] = MappingProxyType(
         "ocbp": ocbp,
         "proportional": proportional,
         "equal": equal,
+        "deepthings": deepthings,
+        "aofl": aofl,
+        "coedge": coedge,
         "single": single,
     }
 )

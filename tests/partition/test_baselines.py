@@ -32,7 +32,9 @@ def test_every_planner_makes_plans_that_run(graph: LayerGraph, cluster: ClusterP
 
 
 def test_an_unknown_planner_is_answered_with_the_list() -> None:
-    with pytest.raises(ValueError, match="'best'; accepted are oodp, oodp-greedy, ocbp, proportional, equal, single"):
+    with pytest.raises(
+        ValueError, match="'best'; accepted are oodp, oodp-greedy, ocbp, proportional, equal, deepthings, "
+    ):
         plan(residual(), FREE, "best")
 
 

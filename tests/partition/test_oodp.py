@@ -8,18 +8,19 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from edgedi.partition import oodp as module
+from edgedi.partition import search as module
 from edgedi.partition.cost import CostModel, Layout
 from edgedi.partition.estimate import estimated, segment_cost
 from edgedi.partition.geometry import Interval
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.lowering import lower
 from edgedi.partition.minimax import PRECISION
-from edgedi.partition.oodp import grain, oodp, search
+from edgedi.partition.oodp import oodp
 from edgedi.partition.plan import HOME, Plan, Segment
 from edgedi.partition.planners import plan, planners
 from edgedi.partition.profile import ClusterProfile, DeviceProfile, LayerProfile
 from edgedi.partition.reach import may_split
+from edgedi.partition.search import grain, search
 from edgedi.partition.simulate import simulate
 from tests.partition.graphs import Builder, chain, clusters, graphs, residual, vgg16
 
