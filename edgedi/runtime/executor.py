@@ -17,6 +17,7 @@ from edgedi.partition.graph import LayerGraph
 from edgedi.partition.operators import weight_interval
 from edgedi.partition.plan import HOME
 from edgedi.partition.program import Join, Piece, Program, Recv, Run, Send
+from edgedi.partition.reuse import overwriting
 from edgedi.partition.simulate import region_of
 from edgedi.runtime.kernels import fused
 from edgedi.runtime.kernels.prepare import prepare
@@ -52,7 +53,7 @@ class LoadedProgram:
     ) -> None:
         self.program, self.graph, self.device = program, graph, device
         self.watch: Callable[[Piece, Tensor], None] | None = None
-        """Called with every computed piece, where somebody wants to look into a run."""
+        """Called with every computed piece, where somebody wants to look into a run; later layers may write over it."""
         self._slots: dict[Piece, int] = {}
         self._steps = self._compile(weight, opaque or {}, packer)
         if program.participant == HOME:  # an input that is an output too may be in no instruction
@@ -75,12 +76,14 @@ class LoadedProgram:
     def _compile(self, weight: WeightOf, opaque: Opaque, packer: fused.Packer | None) -> tuple[_Step, ...]:
         last_use: dict[int, int] = {}
         drafts = []
+        overwriters = overwriting(self.program, self.graph)
         for index, instruction in enumerate(self.program.instructions):
             reads, writes = self._reads(instruction), -1
             if not isinstance(instruction, Send):
                 writes = self._slot(instruction.piece)
             last_use.update(dict.fromkeys((*reads, writes), index))
-            drafts.append((instruction, self._kernel(instruction, weight, opaque, packer), reads, writes))
+            overwrite = instruction.piece in overwriters
+            drafts.append((instruction, self._kernel(instruction, weight, opaque, packer, overwrite), reads, writes))
         keep = {self._slots[p] for p in self._slots if p.tensor in self.graph.outputs}
         return tuple(
             _Step(
@@ -104,7 +107,7 @@ class LoadedProgram:
         return ()
 
     def _kernel(
-        self, instruction: Any, weight: WeightOf, opaque: Opaque, packer: fused.Packer | None
+        self, instruction: Any, weight: WeightOf, opaque: Opaque, packer: fused.Packer | None, overwrite: bool
     ) -> Callable[..., Tensor] | None:
         match instruction:
             case Run(piece=piece):
@@ -114,7 +117,7 @@ class LoadedProgram:
                     return lambda *inputs: function(inputs)
                 cut = weight_interval(layer, region_of(piece))
                 weights = {role: weight(name, cut) for role, name in layer.weights.items()}
-                return prepare(instruction, self.graph, weights, packer)
+                return prepare(instruction, self.graph, weights, packer, overwrite=overwrite)
             case Join():
                 return _joiner(instruction)
             case Send(piece=piece, held=held):

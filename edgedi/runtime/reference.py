@@ -73,7 +73,9 @@ class InProcess:
         """Every region of every layer's output that any participant computes, by layer."""
         maps: dict[str, list[tuple[Need, Tensor]]] = {}
         for loaded in self.loaded.values():
-            loaded.watch = lambda piece, tensor: maps.setdefault(piece.tensor, []).append((region_of(piece), tensor))
+            loaded.watch = lambda piece, tensor: maps.setdefault(piece.tensor, []).append(
+                (region_of(piece), tensor.clone())
+            )
         try:
             self.run(inputs)
         finally:

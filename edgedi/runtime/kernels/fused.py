@@ -151,6 +151,16 @@ def _conv_add(
             y: Tensor = binary(x, other, weight, bias, *geometry, "add", 1.0, unary, [], "")
             return y
 
+        if task.overwrite:
+            in_place = torch.ops.mkldnn._convolution_pointwise_.binary
+
+            def conv_onto(x: Tensor, other: Tensor) -> Tensor:
+                if not other.is_contiguous(memory_format=torch.channels_last):
+                    return conv_add(x, other)
+                y: Tensor = in_place(other, x, weight, bias, *geometry, "add", 1.0, unary, [], "")
+                return y
+
+            return windows.wrap(conv_onto, found)
         return windows.wrap(conv_add, found)
     plain = torch.ops.mkldnn._convolution_pointwise.default
     padded = windows.wrap(lambda x: plain(x, weight, bias, *geometry, *_PLAIN), found)

@@ -17,10 +17,18 @@ from edgedi.runtime.kernels.task import Kernel, Task
 __all__ = ["Kernel", "Task", "prepare"]
 
 
-def prepare(run: Run, graph: LayerGraph, weights: Mapping[str, Tensor], packer: fused.Packer | None) -> Kernel:
+def prepare(
+    run: Run,
+    graph: LayerGraph,
+    weights: Mapping[str, Tensor],
+    packer: fused.Packer | None,
+    *,
+    overwrite: bool = False,
+) -> Kernel:
     """The function of the held input tensors that makes ``run.piece``.
 
     ``weights`` maps the layer's roles to tensors already cut for this run; with no ``packer`` all runs on plain torch.
+    With ``overwrite`` the result may be written over the residual.
     """
     layer = graph.by_name[run.piece.tensor]
     shapes = graph.input_shapes(layer)
@@ -30,8 +38,9 @@ def prepare(run: Run, graph: LayerGraph, weights: Mapping[str, Tensor], packer: 
     if parts is None:
         raise LocalProtocolError(f"{layer.name} cannot make {run.piece}")
     task = Task(
-        layer=layer, shapes=shapes, out=None if is_part else out, parts=parts, pieces=run.inputs, weights=weights
-    )
+        layer=layer, shapes=shapes, out=None if is_part else out, parts=parts, pieces=run.inputs, weights=weights,
+        overwrite=overwrite,
+    )  # fmt: skip
     kernel = fused.make(task, packer) if packer is not None else None
     return _with_cuts(kernel or eager.make(task), task)
 

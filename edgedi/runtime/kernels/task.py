@@ -27,6 +27,8 @@ class Task:
     parts: tuple[Need, ...]
     pieces: tuple[Piece, ...]
     weights: Mapping[str, Tensor]
+    overwrite: bool = False
+    """Whether the result may be written over the residual, see ``partition.reuse``."""
 
     @property
     def out_shape(self) -> tuple[int, ...]:
