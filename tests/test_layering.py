@@ -56,6 +56,7 @@ PURE = (
     "edgedi.runtime.messages",
     "edgedi.runtime.wire",
     "edgedi.runtime.*_state",
+    "edgedi.runtime.trace",
 )
 NOT_PURE = ("edgedi.partition.capture*", "edgedi.partition.aten*")
 EFFECTS = frozenset(

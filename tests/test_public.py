@@ -35,7 +35,7 @@ DISTRIBUTE = {
     "progress": None,
     "local": False,
 }
-SESSION = {"close", "plan", "statistics", "stream", "submit", "workers"}
+SESSION = {"close", "plan", "spans", "statistics", "stream", "submit", "trace", "workers"}
 ERRORS = {
     "DeadlineExceeded", "EdgediError", "GraphError", "LocalProtocolError", "PlanError", "ProtocolError",
     "RemoteProtocolError", "SecurityError", "WorkerLost",

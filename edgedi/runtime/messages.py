@@ -5,8 +5,8 @@ Types and sizes of what a stranger sent are checked in ``wire``, before a messag
 
 Who says what::
 
-    C -> W   Hello  Deploy  Weights  Piece  Abort  Close  Ping  Measure  AskStatistics
-    W -> C   Welcome  Refused  Need  Ready  Piece  Failed  Pong  Measured  Statistics
+    C -> W   Hello  Deploy  Weights  Piece  Abort  Close  Ping  Measure  AskStatistics  Trace  AskTraced
+    W -> C   Welcome  Refused  Need  Ready  Piece  Failed  Pong  Measured  Statistics  Clock  Traced
     W -> W   Piece
 
 Sequences are tuples, also inside the JSON-able descriptions of ``Deploy``: that is how they arrive on the other side.
@@ -436,6 +436,67 @@ class Statistics:
             _name("a statistic", name)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """C -> W: note when each instruction of this request, which is yet to begin, starts and stops.
+
+    A worker notes one request of a session at a time: another one takes its place.
+    """
+
+    session: str
+    epoch: int
+    request: int
+
+    def __post_init__(self) -> None:
+        _name("session", self.session)
+        _count("epoch", self.epoch)
+        _count("request", self.request)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clock:
+    """W -> C, the answer to ``Trace``: what the worker's clock said; only differences of its readings mean anything."""
+
+    now_s: float
+
+    def __post_init__(self) -> None:
+        _seconds("now_s", self.now_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskTraced:
+    """C -> W: what was noted of this request? The worker then forgets it."""
+
+    session: str
+    epoch: int
+    request: int
+
+    def __post_init__(self) -> None:
+        _name("session", self.session)
+        _count("epoch", self.epoch)
+        _count("request", self.request)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traced:
+    """W -> C, the answer to ``AskTraced``: (number of the instruction, start, stop) by the worker's own clock."""
+
+    session: str
+    epoch: int
+    request: int
+    notes: tuple[tuple[int, float, float], ...]
+
+    def __post_init__(self) -> None:
+        _name("session", self.session)
+        _count("epoch", self.epoch)
+        _count("request", self.request)
+        for instruction, start_s, stop_s in self.notes:
+            _count("an instruction", instruction)
+            _seconds("start", start_s)
+            _seconds("stop", stop_s)
+            _require(start_s <= stop_s, f"instruction {instruction} stops at {stop_s} s, before it starts at {start_s}")
+
+
 Message: TypeAlias = (
     Hello
     | Welcome
@@ -454,6 +515,10 @@ Message: TypeAlias = (
     | Measured
     | AskStatistics
     | Statistics
+    | Trace
+    | Clock
+    | AskTraced
+    | Traced
 )
 
 MESSAGES: tuple[type[Message], ...] = (
@@ -474,5 +539,9 @@ MESSAGES: tuple[type[Message], ...] = (
     Measured,
     AskStatistics,
     Statistics,
+    Trace,
+    Clock,
+    AskTraced,
+    Traced,
 )
 """Every message there is, in the order of a session's life."""

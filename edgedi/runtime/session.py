@@ -15,6 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ from edgedi.runtime.local_share import LocalShare
 from edgedi.runtime.local_workers import LocalWorkers
 from edgedi.runtime.messages import AskStatistics, Close, Statistics
 from edgedi.runtime.tensors import in_wire_order
+from edgedi.runtime.trace import RequestTrace, Span, trace_json
+from edgedi.runtime.tracing import Recording, trace_path
 from edgedi.runtime.verify import Comparison, compare, first_difference
 
 log = logging.getLogger("edgedi")
@@ -65,6 +68,7 @@ class _Ticket:
 
     inputs: tuple[Any, ...]
     started_s: float
+    recording: Recording | None = None
     future: Future[Any] = field(default_factory=Future)
 
     @property
@@ -104,6 +108,7 @@ class Session:
         self._captures: OrderedDict[Any, Capture] = OrderedDict()
         self._next_request = 0
         self._last_plan: Plan | None = None
+        self._last_inputs: tuple[Any, ...] = ()
         self._num_requests = self._num_local = 0
         self._total_s = self._last_s = 0.0
         self._closed = False
@@ -122,13 +127,18 @@ class Session:
 
         Inputs are not copied: leave them as they are until the answer is there.
         """
+        future = self._submit(inputs)
+        self._last_inputs = inputs
+        return future
+
+    def _submit(self, inputs: tuple[Any, ...], recording: Recording | None = None) -> Future[Any]:
         if self._closed:
             raise WorkerLost("the session is closed")
         started_s = time.monotonic()
         deployment = self._deployment(inputs)
         if not self._slots.acquire(timeout=self._timeout_s):
             raise WorkerLost(f"no request of those in flight ended within {self._timeout_s} s")
-        ticket = _Ticket(inputs=inputs, started_s=started_s)
+        ticket = _Ticket(inputs=inputs, started_s=started_s, recording=recording)
         ticket.future.set_running_or_notify_cancel()
         try:
             self._start(deployment, ticket)
@@ -146,6 +156,19 @@ class Session:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+    def spans(self, *inputs: Any) -> tuple[Span, ...]:
+        """What each worker and the coordinator computed, sent and waited for in one more request, which this runs.
+
+        Without ``inputs`` it is the latest request once more: a session keeps the inputs of its latest request. Times
+        are seconds since that request began, by the coordinator's clock.
+        """
+        return self._trace(inputs).spans
+
+    def trace(self, path: str | Path, *inputs: Any) -> None:
+        """Write ``spans`` to a JSON file that https://ui.perfetto.dev opens; how well clocks agree is in it too."""
+        target = trace_path(path)
+        target.write_text(trace_json(self._trace(inputs)), encoding="utf-8")
 
     @property
     def plan(self) -> Plan:
@@ -280,6 +303,14 @@ class Session:
                 f"inputs {_describe(inputs)} do not fit the model, which was captured with {wanted}: {error}"
             ) from error
 
+    def _trace(self, inputs: tuple[Any, ...]) -> RequestTrace:
+        chosen = inputs or self._last_inputs
+        if not chosen:
+            raise ValueError("there is no request to run again yet: call the session first, or give the inputs too")
+        recording = Recording(self._coordinator, self._name, self.workers)
+        self._submit(chosen, recording).result()
+        return recording.trace()
+
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def _start(self, deployment: Deployment | None, ticket: _Ticket) -> None:
@@ -289,12 +320,14 @@ class Session:
         tensors = {name: in_wire_order(tensor) for name, tensor in deployment.capture.flatten(ticket.inputs).items()}
         with self._counting:
             number, self._next_request = self._next_request, self._next_request + 1
+        recording = ticket.recording
+        run = new_run(deployment.home, tensors) if recording is None else recording.run(deployment, number, tensors)
         now_s = time.monotonic()
         request = Request(
             session=self._name,
             epoch=deployment.epoch,
             number=number,
-            run=new_run(deployment.home, tensors),
+            run=run,
             outputs=deployment.capture.graph.outputs,
             links=deployment.links,
             deadline_s=now_s + self._timeout_s,

@@ -24,7 +24,7 @@ import msgpack
 from edgedi.errors import LocalProtocolError, RemoteProtocolError
 from edgedi.runtime.messages import MESSAGES, Buffer, Hello, Message, Refused, Welcome
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 
 LIMITS = {
     "header_bytes": 8 << 20,  # of the kinds in LARGE_KINDS
@@ -41,10 +41,11 @@ LIMITS = {
     "peers": 1_024,
     "measurements": 65_536,
     "statistics": 4_096,
+    "notes": 262_144,
 }
 """Every bound of the wire, in one place."""
 
-LARGE_KINDS = frozenset({"Deploy", "Need", "Measure", "Measured", "Statistics"})
+LARGE_KINDS = frozenset({"Deploy", "Need", "Measure", "Measured", "Statistics", "Traced"})
 """Kinds whose headers may pass ``small_header_bytes``: a long header must say at once that it is one of them."""
 
 FIELD_LIMITS = {
@@ -62,6 +63,7 @@ FIELD_LIMITS = {
     ("Measure", "weights"): "digests",
     ("Measured", "seconds"): "measurements",
     ("Statistics", "values"): "statistics",
+    ("Traced", "notes"): "notes",
 }
 """Which bound holds for which field; a text not named here is bounded by ``name_chars``."""
 

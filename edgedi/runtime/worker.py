@@ -32,7 +32,20 @@ from edgedi.runtime.kernels import fused
 from edgedi.runtime.keys import KeyPair, parse_worker_address
 from edgedi.runtime.loading import Expected, WorkerMemoryError, expected_pieces, load
 from edgedi.runtime.measure import measure_described
-from edgedi.runtime.messages import Deploy, Failed, Measured, Message, Piece, Ready, Refused, Statistics, Welcome
+from edgedi.runtime.messages import (
+    Clock,
+    Deploy,
+    Failed,
+    Measured,
+    Message,
+    Piece,
+    Ready,
+    Refused,
+    Statistics,
+    Traced,
+    Welcome,
+)
+from edgedi.runtime.noting import Note, NotedRun
 from edgedi.runtime.peers import COPY_BYTES, PeerLinks
 from edgedi.runtime.security import (
     Authenticator,
@@ -100,6 +113,8 @@ class Worker:
         self._state = state.WorkerState(self._store.missing)
         self._epochs: dict[state.Epoch, _Installed] = {}
         self._requests: dict[state.Request, _Request] = {}
+        self._notes: dict[str, tuple[state.Request, list[Note]]] = {}
+        """The traced request of each session that has one."""
         self._stopped = False
         self._owns_context = context is None
         self._context = zmq.Context() if context is None else context
@@ -119,6 +134,8 @@ class Worker:
             state.Forget: self._forget,
             state.RunMeasure: self._measure,
             state.TellStatistics: self._tell,
+            state.NoteRequest: self._note,
+            state.TellTraced: self._tell_traced,
         }
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -340,6 +357,8 @@ class Worker:
             installed.links.close()
         self._store.release(self._pinned.pop(action.epoch, ()))
         session = action.epoch[0]
+        if session in self._notes and self._notes[session][0][:2] == action.epoch:
+            del self._notes[session]
         if self._authenticator is not None and session not in self._state.sessions:
             self._authenticator.dismiss(session)
 
@@ -351,7 +370,7 @@ class Worker:
         request = self._requests.get(key)
         if request is None:
             installed = self._epochs[key[0], key[1]]
-            request = _Request(ProgramRun(installed.program), installed, self._clock() + piece.deadline_s)
+            request = _Request(self._new_run(key, installed.program), installed, self._clock() + piece.deadline_s)
             self._requests[key] = request
         named = ProgramPiece(piece.tensor, piece.dim, Interval(piece.start, piece.stop))
         expected = request.installed.expected.get((named, piece.source))
@@ -363,6 +382,10 @@ class Worker:
             return
         tensor = from_wire(piece.payload, piece.dtype, piece.shape, piece.layout, own=False)
         request.run.deliver(named, piece.source, tensor.to(self._options.device))
+
+    def _new_run(self, key: state.Request, program: LoadedProgram) -> ProgramRun:
+        traced, notes = self._notes.get(key[0], (None, []))
+        return NotedRun(program, notes=notes, clock=self._clock) if traced == key else ProgramRun(program)
 
     def _measure(self, action: state.RunMeasure) -> None:
         """Time a program on noise; nothing of it stays."""
@@ -391,6 +414,17 @@ class Worker:
             "peak_memory_bytes": device_facts.peak_memory_bytes(),
         }
         self._send(action.link, Statistics(session=action.session, values=values))
+
+    def _note(self, action: state.NoteRequest) -> None:
+        session = action.request[0]
+        if session not in self._notes or self._notes[session][0] != action.request:
+            self._notes[session] = (action.request, [])
+        self._send(action.link, Clock(now_s=self._clock()))
+
+    def _tell_traced(self, action: state.TellTraced) -> None:
+        session, epoch, number = action.request
+        _, notes = self._notes.pop(session)
+        self._send(action.link, Traced(session=session, epoch=epoch, request=number, notes=tuple(notes)))
 
     # --- running ------------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from edgedi.partition.operators import OPERATOR_TABLE_VERSION
 from edgedi.runtime.messages import (
     Abort,
     AskStatistics,
+    AskTraced,
     Close,
     Deploy,
     Failed,
@@ -30,6 +31,7 @@ from edgedi.runtime.messages import (
     Ping,
     Pong,
     Refused,
+    Trace,
     Weights,
     buffer_bytes,
 )
@@ -187,7 +189,36 @@ class TellStatistics:
     session: str
 
 
-Action = Reply | Greet | Store | Expect | Install | Uninstall | Deliver | Forget | RunMeasure | TellStatistics
+@dataclass(frozen=True, slots=True)
+class NoteRequest:
+    """Note when each instruction of a request starts and stops, and tell the time."""
+
+    link: bytes
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class TellTraced:
+    """Tell what was noted of a request, and forget it."""
+
+    link: bytes
+    request: Request
+
+
+Action = (
+    Reply
+    | Greet
+    | Store
+    | Expect
+    | Install
+    | Uninstall
+    | Deliver
+    | Forget
+    | RunMeasure
+    | TellStatistics
+    | NoteRequest
+    | TellTraced
+)
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
@@ -221,6 +252,8 @@ class _Session:
     peers: set[str] = field(default_factory=set)
     requests: set[Request] = field(default_factory=set)
     ended: dict[int, _Ended] = field(default_factory=dict)
+    traced: Request | None = None
+    """The one request that is, or was, noted and has not been told."""
 
     def owned_by(self, event: Received) -> bool:
         return self.link == event.link and self.key == event.key
@@ -276,7 +309,7 @@ class WorkerState:
         match message:
             case Deploy():
                 return self._deploy(event, message)
-            case Abort() | Close() | AskStatistics():
+            case Abort() | Close() | AskStatistics() | Trace() | AskTraced():
                 return self._owned(event, message)
             case _:
                 return self._of_no_session(link, message)
@@ -300,7 +333,7 @@ class WorkerState:
         reason = f"this worker speaks wire version {WIRE_VERSION}, the coordinator {hello.wire_version} "
         return [Greet(link), Reply(link, Refused(reason=reason + f"(edgedi {hello.software_version})"))]
 
-    def _owned(self, event: Received, message: Abort | Close | AskStatistics) -> list[Action]:
+    def _owned(self, event: Received, message: Abort | Close | AskStatistics | Trace | AskTraced) -> list[Action]:
         session = self._sessions.get(message.session)
         if session is None or not session.owned_by(event):
             if isinstance(message, (Abort, Close)):
@@ -314,7 +347,24 @@ class WorkerState:
                 return self._retire(session, message.session, epoch)
             case Close():
                 return self._close(message.session)
+            case Trace() | AskTraced():
+                return self._trace(session, event.link, message)
         return [TellStatistics(event.link, message.session)]
+
+    @staticmethod
+    def _trace(session: _Session, link: bytes, message: Trace | AskTraced) -> list[Action]:
+        request = (message.session, message.epoch, message.request)
+        if isinstance(message, Trace):
+            if message.epoch not in session.installed:
+                return [
+                    Reply(link, Refused(reason=f"epoch {message.epoch} is not installed, there is nothing to trace"))
+                ]
+            session.traced = request
+            return [NoteRequest(link, request)]
+        if session.traced != request:
+            return [Reply(link, Refused(reason=f"request {message.request} was not traced, or has been told"))]
+        session.traced = None
+        return [TellTraced(link, request)]
 
     def _tick(self, now_s: float) -> list[Action]:
         while self._parked and now_s - self._parked[0].now_s > SESSION_SILENCE_S:
@@ -396,6 +446,8 @@ class WorkerState:
         session.installed.discard(epoch)
         session.waiting.pop(epoch, None)
         session.ended.pop(epoch, None)
+        if session.traced is not None and session.traced[1] == epoch:
+            session.traced = None
         mine = sorted(request for request in session.requests if request[1] == epoch)
         session.requests.difference_update(mine)
         forgotten: list[Action] = [Forget(request) for request in mine]

@@ -27,6 +27,7 @@ from edgedi.runtime.messages import (
     ITEM_BYTES,
     LAYOUTS,
     MESSAGES,
+    Clock,
     Close,
     Deploy,
     Failed,
@@ -40,6 +41,7 @@ from edgedi.runtime.messages import (
     Ready,
     Refused,
     Statistics,
+    Traced,
     Weights,
     Welcome,
 )
@@ -84,6 +86,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "halo_address": st.none() | names,
     "repeats": st.integers(1, 10_000),
     "values": st.dictionaries(names, numbers | names),
+    "now_s": spans_s,
+    "notes": st.lists(st.tuples(counts, spans_s, spans_s).map(lambda n: (n[0], *sorted(n[1:]))), max_size=3).map(tuple),
 }
 for field_name in ("session", "software_version", "name", "device", "fingerprint", "precision", "tensor", "error"):
     FIELDS[field_name] = names
@@ -204,6 +208,7 @@ EXAMPLES: tuple[Message, ...] = (
     Measure(program="program 0", layers=(), weights=(), repeats=3),
     Measured(seconds=(("conv", "rows", 7, 0.01),)),
     Statistics(session="s", values={"requests": 3, "busy_s": 0.5, "device": "cpu"}),
+    Traced(session="s", epoch=0, request=3, notes=((0, 10.0, 10.5), (1, 10.5, 11.0))),
 )
 
 
@@ -281,6 +286,9 @@ NONSENSE = [
     (Welcome, dict.fromkeys(("software_version", "name", "device", "fingerprint"), "x") | {
         "wire_version": 1, "threads": 0, "memory_limit_bytes": None}, "threads must be at least 1"),
     (Refused, {"reason": ""}, "reason must not be empty"),
+    (Traced, {"session": "s", "epoch": 0, "request": 0, "notes": ((0, 2.0, 1.5),)}, "stops at 1.5 s, before it starts"),
+    (Traced, {"session": "s", "epoch": 0, "request": 0, "notes": ((-1, 1.0, 2.0),)}, "an instruction must not be neg"),
+    (Clock, {"now_s": math.inf}, "now_s must be finite"),
 ]  # fmt: skip
 
 
@@ -467,19 +475,19 @@ BROKEN = {
     "three frames": ([b"", b"", b""], "3 frames, a message has 1 or 2"),
     "no array": ([msgpack.packb({"v": 1})], "must be a header that is an array [version, kind, ...], not dict"),
     "too short": ([msgpack.packb([1])], "must be a header that is an array"),
-    "kind of another type": ([msgpack.packb([1, 2])], "unknown kind 2"),
-    "unknown kind": ([msgpack.packb([1, "Obey\x1b", "x"])], "unknown kind 'Obey\\x1b'"),
+    "kind of another type": ([msgpack.packb([WIRE_VERSION, 2])], "unknown kind 2"),
+    "unknown kind": ([msgpack.packb([WIRE_VERSION, "Obey\x1b", "x"])], "unknown kind 'Obey\\x1b'"),
     "version of another type": ([msgpack.packb(["1", "Ping", 1])], "must be a header whose version is int"),
-    "other version": ([msgpack.packb([7, "Ping", 1])], "wire version 7, this side speaks 1"),
-    "other version, unknown kind": ([msgpack.packb([7, "Later"])], "wire version 7, this side speaks 1"),
-    "field missing": ([msgpack.packb([1, "Ping"])], "Ping has 1 fields, not 0"),
-    "field too many": ([msgpack.packb([1, "Ping", 1, 2])], "Ping has 1 fields, not 2"),
+    "other version": ([msgpack.packb([7, "Ping", 1])], f"wire version 7, this side speaks {WIRE_VERSION}"),
+    "other version, unknown kind": ([msgpack.packb([7, "Later"])], f"wire version 7, this side speaks {WIRE_VERSION}"),
+    "field missing": ([msgpack.packb([WIRE_VERSION, "Ping"])], "Ping has 1 fields, not 0"),
+    "field too many": ([msgpack.packb([WIRE_VERSION, "Ping", 1, 2])], "Ping has 1 fields, not 2"),
     "payload missing": ([bytes(encode(piece())[0])], "Piece has 2 frames, not 1"),
-    "payload too many": ([msgpack.packb([1, "Ping", 1]), b""], "Ping has 1 frames, not 2"),
+    "payload too many": ([msgpack.packb([WIRE_VERSION, "Ping", 1]), b""], "Ping has 1 frames, not 2"),
     "payload too short": ([bytes(encode(piece())[0]), b"1234"], "is 57344 bytes, but the payload has 4"),
-    "a number of bool": ([msgpack.packb([1, "Ping", True])], "token must be int, not bool True"),
+    "a number of bool": ([msgpack.packb([WIRE_VERSION, "Ping", True])], "token must be int, not bool True"),
     "a huge shape": (
-        [msgpack.packb([1, "Weights", "00ff00ff", "float64", [2**63] * 8]), b""],
+        [msgpack.packb([WIRE_VERSION, "Weights", "00ff00ff", "float64", [2**63] * 8]), b""],
         "but the payload has 0",
     ),
 }  # fmt: skip
@@ -499,7 +507,7 @@ def test_greetings_are_read_whatever_their_version(message: Message):
 
 def test_a_long_header_must_say_at_once_what_it_is():
     long = msgpack.packb([WIRE_VERSION, "Close", "s" * LIMITS["small_header_bytes"]])
-    assert "over 65536 only Deploy, Measure, Measured, Need, Statistics of version 1 may have" in refused([long])
+    assert f"over 65536 only {', '.join(sorted(LARGE_KINDS))} of version {WIRE_VERSION} may have" in refused([long])
     assert "at most 8388608 are allowed" in refused([bytes(LIMITS["header_bytes"] + 1)])
 
 
@@ -548,6 +556,7 @@ TYPE_WORDS = {
     tuple[dict[str, Any], ...]: "array of maps",
     dict[str, int | float | str]: "map of numbers and texts",
     tuple[tuple[str, str, int, float], ...]: "array of [text, text, int, float]",
+    tuple[tuple[int, float, float], ...]: "array of [int, float, float]",
 }
 
 

@@ -15,6 +15,8 @@ from edgedi.runtime.messages import (
     MESSAGES,
     Abort,
     AskStatistics,
+    AskTraced,
+    Clock,
     Close,
     Deploy,
     Failed,
@@ -28,6 +30,8 @@ from edgedi.runtime.messages import (
     Ready,
     Refused,
     Statistics,
+    Trace,
+    Traced,
     Weights,
     Welcome,
 )
@@ -47,12 +51,14 @@ from edgedi.runtime.worker_state import (
     Install,
     Installed,
     InstallFailed,
+    NoteRequest,
     Received,
     Reply,
     RunMeasure,
     Store,
     Stored,
     TellStatistics,
+    TellTraced,
     Tick,
     Uninstall,
     WorkerState,
@@ -247,6 +253,7 @@ def test_closing_an_epoch_frees_it_and_leaves_the_session() -> None:
 OF_THE_OWNER = [
     Abort(session="s", epoch=0, request=0), Close(session="s"),
     AskStatistics(session="s"), deploy(epoch=1),
+    Trace(session="s", epoch=0, request=0), AskTraced(session="s", epoch=0, request=0),
 ]  # fmt: skip
 
 
@@ -276,6 +283,48 @@ def test_anybody_let_in_may_measure_and_the_owner_ask_for_statistics() -> None:
     measure = Measure(program="", layers=(), weights=(), repeats=3)
     assert machine.receive(measure, link=OTHER) == [RunMeasure(OTHER, measure)]
     assert machine.receive(AskStatistics(session="s")) == [TellStatistics(OWNER, "s")]
+
+
+def trace(request: int, epoch: int = 0) -> Trace:
+    return Trace(session="s", epoch=epoch, request=request)
+
+
+def ask_traced(request: int, epoch: int = 0) -> AskTraced:
+    return AskTraced(session="s", epoch=epoch, request=request)
+
+
+def refusal(actions: list[Action]) -> str:
+    (reply,) = actions
+    assert isinstance(reply, Reply)
+    assert isinstance(reply.message, Refused)
+    return reply.message.reason
+
+
+def test_a_traced_request_is_noted_and_told_once() -> None:
+    machine = Machine()
+    machine.install()
+    assert machine.receive(trace(3)) == [NoteRequest(OWNER, ("s", 0, 3))]
+    assert machine.receive(trace(3)) == [NoteRequest(OWNER, ("s", 0, 3))]  # the clock once more
+    assert machine.receive(ask_traced(3)) == [TellTraced(OWNER, ("s", 0, 3))]
+    assert refusal(machine.receive(ask_traced(3))) == "request 3 was not traced, or has been told"
+
+
+def test_another_trace_takes_the_place_of_the_one_before() -> None:
+    machine = Machine()
+    machine.install()
+    machine.receive(trace(3))
+    assert machine.receive(trace(4)) == [NoteRequest(OWNER, ("s", 0, 4))]
+    assert refusal(machine.receive(ask_traced(3))) == "request 3 was not traced, or has been told"
+    assert machine.receive(ask_traced(4)) == [TellTraced(OWNER, ("s", 0, 4))]
+
+
+def test_nothing_is_traced_of_an_epoch_that_is_to_come_or_gone() -> None:
+    machine = Machine()
+    machine.install()
+    assert refusal(machine.receive(trace(0, epoch=1))) == "epoch 1 is not installed, there is nothing to trace"
+    machine.receive(trace(0))
+    machine.receive(Close(session="s", epoch=0))
+    assert refusal(machine.receive(ask_traced(0))) == "request 0 was not traced, or has been told"
 
 
 @pytest.mark.parametrize(
@@ -461,6 +510,7 @@ def test_every_action_has_a_test_here() -> None:
     """Named in this file's imports: a new action is added there, and to a test."""
     assert set(get_args(Action)) == {
         Reply, Greet, Store, Expect, Install, Uninstall, Deliver, Forget, RunMeasure, TellStatistics,
+        NoteRequest, TellTraced,
     }  # fmt: skip
     assert set(get_args(state.Event)) == {Received, Stored, Installed, InstallFailed, Ended, Tick}
 
@@ -473,6 +523,8 @@ messages = st.one_of(
     st.builds(Close, session=sessions),
     st.builds(Measure, program=st.just(""), layers=st.just(()), weights=st.just(()), repeats=st.just(1)),
     st.builds(AskStatistics, session=sessions),
+    st.builds(Trace, session=sessions, epoch=epochs, request=requests),
+    st.builds(AskTraced, session=sessions, epoch=epochs, request=requests),
     st.builds(weights, st.sampled_from([RED, BLUE])),
     st.builds(Ping, token=st.just(0)),
 )
@@ -494,6 +546,7 @@ class Obedient:
         self.expected: set[state.Epoch] = set()
         self.installed: set[state.Epoch] = set()
         self.live: set[state.Request] = set()
+        self.noted: dict[str, state.Request] = {}
 
     def take(self, event: state.Event) -> None:
         if isinstance(event, Ended):
@@ -514,12 +567,19 @@ class Obedient:
             case Uninstall(epoch=epoch):
                 self.expected.remove(epoch)
                 self.installed.discard(epoch)
+                if self.noted.get(epoch[0], ())[:2] == epoch:
+                    del self.noted[epoch[0]]
                 assert not any(request[:2] == epoch for request in self.live)
             case Deliver(request=request):
                 assert request[:2] in self.installed
                 self.live.add(request)
             case Forget(request=request):
                 self.live.discard(request)
+            case NoteRequest(request=request):
+                assert request[:2] in self.installed
+                self.noted[request[0]] = request
+            case TellTraced(request=request):
+                assert self.noted.pop(request[0]) == request
 
     def install(self, epoch: state.Epoch) -> None:
         assert epoch in self.expected
@@ -537,9 +597,10 @@ def test_whatever_happens_everything_installed_is_uninstalled_once(events: list[
         worker.take(event)
     worker.take(Tick(10_000.0))
     assert (worker.expected, worker.installed, worker.live, worker.machine.state.sessions) == (set(), set(), set(), ())
+    assert worker.noted == {}
 
 
 def test_every_message_is_handled() -> None:
-    taken = {Hello, Ping, Deploy, Weights, Piece, Abort, Close, Measure, AskStatistics}
-    said_by_workers = {Welcome, Refused, Need, Ready, Failed, Pong, Statistics}
+    taken = {Hello, Ping, Deploy, Weights, Piece, Abort, Close, Measure, AskStatistics, Trace, AskTraced}
+    said_by_workers = {Welcome, Refused, Need, Ready, Failed, Pong, Statistics, Clock, Traced}
     assert {kind.__name__ for kind in MESSAGES} == {kind.__name__ for kind in taken | said_by_workers} | {"Measured"}
