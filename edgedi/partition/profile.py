@@ -255,6 +255,16 @@ class ClusterProfile:
         """A copy with these links overridden as well."""
         return replace(self, links={**self.links, **links})
 
+    def subset(self, workers: Sequence[int]) -> ClusterProfile:
+        """These workers alone, numbered anew in this order."""
+        number = {worker: index for index, worker in enumerate(workers)} | {-1: -1}
+        links = {
+            (number[source], number[target]): link
+            for (source, target), link in self.links.items()
+            if source in number and target in number
+        }
+        return replace(self, devices=tuple(self.devices[worker] for worker in workers), links=links)
+
     def to_json(self) -> str:
         """One JSON object as text."""
         values = {

@@ -135,3 +135,12 @@ def test_an_overridden_link_is_one_direction_only() -> None:
     cluster = ClusterProfile.uniform(2).with_links({(0, 1): slow})
     assert cluster.link_between(0, 1) == slow
     assert cluster.link_between(1, 0) == cluster.link
+
+
+def test_a_subset_keeps_its_devices_and_links_under_new_numbers() -> None:
+    slow, slower = LinkProfile(bytes_per_s=10.0), LinkProfile(bytes_per_s=5.0)
+    cluster = ClusterProfile.uniform(3).with_speeds((1, 2, 3)).with_links({(-1, 2): slow, (2, 1): slower, (0, 1): slow})
+    found = cluster.subset((2, 1))
+    assert found.devices == (cluster.devices[2], cluster.devices[1])
+    assert dict(found.links) == {(-1, 0): slow, (0, 1): slower}
+    assert cluster.subset((0, 1, 2)) == cluster

@@ -1,0 +1,173 @@
+"""Planning for requests a second: copies of the network, pipelines, shared stages, or one plan with several in flight.
+
+With many requests under way, dividing one of them among workers is no aim in itself: every worker that runs whole
+requests alone gives the sum of the rates without any exchange. That stops being best where the way home is slow, where
+a device has too little memory for all weights, or where devices differ in what they are good at. So four kinds of
+candidates are priced, and the one with the most predicted requests a second is taken, of equal ones the faster:
+
+    alone      every worker a replica of its own
+    pipelines  the workers divided into sets, each set a pipeline of single workers (alone is one of these divisions)
+    stages     the same with teams of neighbouring workers that share a stage, each planned by ``planner``
+    together   the plan for latency, on all workers, several requests in flight
+
+The rate of a replica is one over its busiest resource as lowered (``load``); the coordinator's processor is shared by
+all replicas, and where it cannot follow, all rates shrink alike. Divisions are exact for the estimate of ``pipelines``:
+more than ``MOST_TOGETHER`` workers are first cut into groups of that many neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import combinations
+
+from edgedi.partition.baselines import merged, single
+from edgedi.partition.cost import CostModel
+from edgedi.partition.geometry import Interval
+from edgedi.partition.graph import LayerGraph
+from edgedi.partition.load import load_of
+from edgedi.partition.pipelines import Pipeline, Pipelines, Stage, Team, neighbours, singles
+from edgedi.partition.placement import Placement, Replica
+from edgedi.partition.plan import Plan, Segment
+from edgedi.partition.planners import plan as make_plan
+from edgedi.partition.profile import ClusterProfile
+from edgedi.partition.settle import settled
+
+OBJECTIVES = ("latency", "throughput")
+"""What ``place`` accepts: the time of one request, or requests a second."""
+
+MOST_TOGETHER = 8
+"""Workers among which divisions are searched at once."""
+
+EQUAL = 1e-9
+"""Rates that differ by less of themselves are equal: the placement of lower latency, or of fewer workers, is better."""
+
+
+def place(
+    graph: LayerGraph, cluster: ClusterProfile, *, planner: str = "oodp", objective: str = "latency"
+) -> Placement:
+    """The placement of ``graph`` on ``cluster`` for an objective; for latency one replica, by the named planner."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective={objective!r}: accepted are {', '.join(OBJECTIVES)}")
+    together = _together(graph, cluster, planner)
+    if objective == "latency" or cluster.num_workers == 1:
+        return together
+    return better([*divided(graph, cluster, planner), together])
+
+
+def better(candidates: Iterable[Placement]) -> Placement:
+    """The placement with the highest rate, among equal ones that of lowest latency."""
+    found = list(candidates)
+    most = max(placement.rate_per_s for placement in found) * (1 - EQUAL)
+    return min((p for p in found if p.rate_per_s >= most), key=lambda p: p.latency_s)
+
+
+def divided(graph: LayerGraph, cluster: ClusterProfile, planner: str = "oodp") -> list[Placement]:
+    """The candidates whose workers do not all serve every request together, best by estimate of each kind."""
+    if any(layer.op == "opaque" for layer in graph.layers):  # these run at the coordinator: no worker's pipeline
+        return [_side_by_side([_alone(graph, cluster, worker) for worker in range(cluster.num_workers)])]
+    model = CostModel(graph, cluster)
+    groups = [model.workers[k : k + MOST_TOGETHER] for k in range(0, len(model.workers), MOST_TOGETHER)]
+    made = []
+    for teams in (singles, neighbours):
+        pipelines = Pipelines(model, [team for group in groups for team in teams(group)])
+        found = [pipeline for group in groups for pipeline in division(pipelines, group)]
+        alone = [pipelines.best(frozenset({worker})) for worker in model.workers]
+        made += [[pipeline for pipeline in alone if pipeline], found]
+    distinct = list(dict.fromkeys(tuple(pipelines) for pipelines in made if pipelines))
+    return [_side_by_side([_replica(graph, cluster, p, planner) for p in pipelines]) for pipelines in distinct]
+
+
+def division(pipelines: Pipelines, workers: Sequence[int]) -> list[Pipeline]:
+    """``workers`` divided into the pipelines that together answer most; one that does not help is left idle."""
+
+    @cache
+    def best(left: tuple[int, ...]) -> tuple[float, tuple[Pipeline, ...]]:
+        if not left:
+            return 0.0, ()
+        chosen = best(left[1:])
+        for members in _with_first(left):
+            pipeline = pipelines.best(frozenset(members))
+            if pipeline is not None:
+                rate, others = best(tuple(worker for worker in left if worker not in members))
+                rate += 1 / max(pipeline.bottleneck_s, 1e-30)
+                if rate > chosen[0] * (1 + EQUAL):
+                    chosen = rate, (pipeline, *others)
+        return chosen
+
+    return list(best(tuple(workers))[1])
+
+
+def _with_first(workers: Sequence[int]) -> Iterator[Team]:
+    """Every set that has the first of ``workers``, small ones first."""
+    first, *rest = workers
+    for size in range(len(workers)):
+        for others in combinations(rest, size):
+            yield (first, *others)
+
+
+# --- replicas ---------------------------------------------------------------------------------------------------------
+
+
+def _side_by_side(made: Sequence[tuple[Replica, float]]) -> Placement:
+    """Replicas, each with its seconds of the coordinator per request, all slowed down where that one cannot follow."""
+    share = max(1.0, sum(replica.rate_per_s * home_s for replica, home_s in made))
+    return Placement(replicas=tuple(replace(r, rate_per_s=r.rate_per_s / share) for r, _ in made))
+
+
+def _together(graph: LayerGraph, cluster: ClusterProfile, planner: str) -> Placement:
+    workers = tuple(range(cluster.num_workers))
+    plan = make_plan(graph, cluster, planner)
+    return _side_by_side([_priced(CostModel(graph, cluster), workers, plan)])
+
+
+def _alone(graph: LayerGraph, cluster: ClusterProfile, worker: int) -> tuple[Replica, float]:
+    model = CostModel(graph, cluster.subset([worker]))
+    return _priced(model, (worker,), single(graph, model.cluster, model=model))
+
+
+def _replica(graph: LayerGraph, cluster: ClusterProfile, pipeline: Pipeline, planner: str) -> tuple[Replica, float]:
+    workers = tuple(sorted(worker for stage in pipeline.stages for worker in stage.team))
+    model = CostModel(graph, cluster.subset(workers))
+    segments = [segment for stage in pipeline.stages for segment in _segments(model, stage, workers, planner)]
+    name = "single" if len(workers) == 1 else "pipeline"
+    plan = Plan(num_workers=len(workers), segments=merged(segments), graph_digest=graph.digest, planner=name)
+    return _priced(model, workers, settled(model, plan))
+
+
+def _priced(model: CostModel, workers: Team, plan: Plan) -> tuple[Replica, float]:
+    load = load_of(model, plan)
+    rate = 1 / max(load.bottleneck_s, 1e-30)
+    return Replica(workers=workers, plan=plan, rate_per_s=rate, latency_s=plan.predicted_s), load.home_s
+
+
+def _segments(model: CostModel, stage: Stage, workers: Sequence[int], planner: str) -> list[Segment]:
+    """What a stage is in a plan for ``workers``: whole on a worker alone, or a team's own plan for these layers."""
+    members = [workers.index(worker) for worker in stage.team]
+    if len(members) == 1:
+        return [Segment(layers=stage.layers, axis="whole", on=members[0])]
+    part = make_plan(part_of(model.graph, stage.layers), model.cluster.subset(members), planner)
+    return [_among(segment, stage.layers.start, members, len(workers)) for segment in part.segments]
+
+
+def _among(segment: Segment, offset: int, members: Sequence[int], num_workers: int) -> Segment:
+    """A segment of a part's plan for neighbouring ``members`` as one of the whole network's plan for all workers."""
+    layers = Interval(segment.layers.start + offset, segment.layers.stop + offset)
+    if segment.on is not None:
+        return Segment(layers=layers, axis="whole", on=members[segment.on])
+    before, after = members[0], num_workers - members[-1] - 1
+    nothing, rest = Interval(0, 0), Interval(segment.length, segment.length)
+    shares = (nothing,) * before + segment.shares + (rest,) * after
+    return Segment(layers=layers, axis=segment.axis, length=segment.length, shares=shares)
+
+
+def part_of(graph: LayerGraph, layers: Interval) -> LayerGraph:
+    """A run of layers as a graph of its own: what it reads from before is input, what is read after it is output."""
+    inside = graph.layers[layers.start : layers.stop]
+    made = {layer.name for layer in inside}
+    read = dict.fromkeys(name for layer in inside for name in layer.inputs if name not in made)
+    later = {name for layer in graph.layers[layers.stop :] for name in layer.inputs} | set(graph.outputs)
+    outputs = tuple(layer.name for layer in inside if layer.name in later)
+    inputs = {name: graph.spec(name) for name in read}
+    return LayerGraph(inputs=inputs, layers=inside, outputs=outputs, weights=graph.weights)
