@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from edgedi.partition.capture import capture
     from edgedi.partition.graph import LayerGraph
     from edgedi.partition.lowering import lower
+    from edgedi.partition.placement import Placement
     from edgedi.partition.plan import Plan
     from edgedi.partition.planners import plan, planners
     from edgedi.partition.profile import ClusterProfile
     from edgedi.partition.simulate import simulate
+    from edgedi.partition.throughput import place
     from edgedi.runtime.distribute import distribute
     from edgedi.runtime.session import Session
 
@@ -24,7 +26,9 @@ _HOMES = {
     "capture": "edgedi.partition.capture",
     "LayerGraph": "edgedi.partition.graph",
     "lower": "edgedi.partition.lowering",
+    "Placement": "edgedi.partition.placement",
     "Plan": "edgedi.partition.plan",
+    "place": "edgedi.partition.throughput",
     "plan": "edgedi.partition.planners",
     "planners": "edgedi.partition.planners",
     "ClusterProfile": "edgedi.partition.profile",
@@ -34,7 +38,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "ClusterProfile", "LayerGraph", "Plan", "Session", "capture", "distribute", "lower", "plan", "planners", "simulate",
+    "ClusterProfile", "LayerGraph", "Placement", "Plan", "Session", "capture", "distribute", "lower", "place", "plan",
+    "planners", "simulate",
 ]  # fmt: skip
 
 

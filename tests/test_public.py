@@ -19,23 +19,25 @@ from edgedi.runtime.session import Session
 ROOT = Path(__file__).parent.parent
 
 NAMES = {
-    "ClusterProfile", "LayerGraph", "Plan", "Session", "capture", "distribute", "lower", "plan", "planners", "simulate",
+    "ClusterProfile", "LayerGraph", "Placement", "Plan", "Session", "capture", "distribute", "lower", "place", "plan",
+    "planners", "simulate",
 }  # fmt: skip
 DISTRIBUTE = {
     "model": inspect.Parameter.empty,
     "example_inputs": inspect.Parameter.empty,
     "workers": inspect.Parameter.empty,
     "planner": "oodp",
+    "objective": "latency",
     "profile": None,
     "key": None,
     "verify": "first",
     "allow_local": True,
-    "max_in_flight": 4,
+    "max_in_flight": None,
     "timeout_s": 60.0,
     "progress": None,
     "local": False,
 }
-SESSION = {"close", "plan", "spans", "statistics", "stream", "submit", "trace", "workers"}
+SESSION = {"close", "placement", "plan", "spans", "statistics", "stream", "submit", "trace", "workers"}
 ERRORS = {
     "DeadlineExceeded", "EdgediError", "GraphError", "LocalProtocolError", "PlanError", "ProtocolError",
     "RemoteProtocolError", "SecurityError", "WorkerLost",

@@ -22,7 +22,8 @@ from dataclasses import replace
 from functools import cache
 from itertools import combinations
 
-from edgedi.partition.baselines import merged, single
+from edgedi.partition.baselines import single
+from edgedi.partition.by_rows import merged
 from edgedi.partition.cost import CostModel
 from edgedi.partition.geometry import Interval
 from edgedi.partition.graph import LayerGraph

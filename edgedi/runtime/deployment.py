@@ -9,11 +9,12 @@ from typing import Any
 from edgedi.errors import WorkerLost
 from edgedi.partition.capture import Capture
 from edgedi.partition.lowering import lower
+from edgedi.partition.placement import Placement, Replica
 from edgedi.partition.plan import HOME, Plan
-from edgedi.partition.planners import plan as make_plan
 from edgedi.partition.profile import ClusterProfile, LinkProfile
 from edgedi.partition.program import ProgramSet
 from edgedi.partition.simulate import simulate
+from edgedi.partition.throughput import place
 from edgedi.runtime.coordinator import Coordinator
 from edgedi.runtime.executor import LoadedProgram
 from edgedi.runtime.kernels import fused
@@ -30,12 +31,12 @@ from edgedi.runtime.wire import WIRE_VERSION
 HELLO_TIMEOUT_S = 5.0
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Deployment:
-    """One plan, running: what was captured, planned and installed for one input shape."""
+    """One replica, running: what was captured, planned and installed for one input shape."""
 
     capture: Capture
-    plan: Plan
+    replica: Replica
     programs: ProgramSet
     epoch: int
     home: LoadedProgram
@@ -45,6 +46,13 @@ class Deployment:
     """Whether an answer under this plan has been compared with the model's own."""
     refused: bool = False
     """Whether one differed: then the plan is not used again."""
+    outstanding: int = 0
+    """Requests that are under way; its ``Dealer`` counts them."""
+
+    @property
+    def plan(self) -> Plan:
+        """The replica's plan; its worker k is behind ``links[k]``."""
+        return self.replica.plan
 
 
 class Deployer:
@@ -59,10 +67,11 @@ class Deployer:
         profile: ClusterProfile | None,
         say: Callable[[str], None],
         share: LocalShare | None = None,
+        objective: str = "latency",
     ) -> None:
         self._share = share
         self._coordinator, self._addresses, self._session = coordinator, addresses, session
-        self._planner, self._given, self._say = planner, profile, say
+        self._planner, self._objective, self._given, self._say = planner, objective, profile, say
         self._packer = fused.Packer() if fused.available() else None
         self._links: dict[int, LinkProfile] = {}
         self._next_epoch = 0
@@ -84,33 +93,40 @@ class Deployer:
             _check_version(address, welcome)
             self.welcomes.append(welcome)
 
-    def deploy(self, capture: Capture, alive: Sequence[int], *, verified: bool) -> Deployment:
-        """Plan ``capture`` for the workers ``alive`` (link numbers) and install it there."""
+    def deploy(self, capture: Capture, alive: Sequence[int], *, verified: bool) -> tuple[Deployment, ...]:
+        """Place ``capture`` on the workers ``alive`` (link numbers) and install it there: a deployment per replica."""
         cluster = self._cluster(capture, alive)
         self._say("planning")
-        plan = make_plan(capture.graph, cluster, planner=self._planner)
-        programs = lower(plan, capture.graph)
-        simulate(programs)
-        self._say(f"deploying {len(plan.segments)} segments")
-        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
+        placement = place(capture.graph, cluster, planner=self._planner, objective=self._objective)
+        self._say(f"deploying {_described(placement)}")
+        made = [self._prepared(capture, r, [alive[k] for k in r.workers], verified) for r in placement.replicas]
         shipment = Shipment(capture.weights, weight_digest)
-        deploys = {
+        messages = {
             link: deploy_message(
-                programs, shipment, self._session, epoch, participant, len(alive), self._peers(alive, participant)
+                one.programs, shipment, self._session, one.epoch, participant, len(one.links),
+                self._peers(one.links, participant),
             )
-            for participant, link in enumerate(alive)
-        }
-        install(self._coordinator, deploys, shipment)
+            for one in made
+            for participant, link in enumerate(one.links)
+        }  # fmt: skip
+        install(self._coordinator, messages, shipment)
+        return tuple(made)
+
+    def _prepared(self, capture: Capture, replica: Replica, links: Sequence[int], verified: bool) -> Deployment:
+        """A deployment under an epoch of its own, proven by a dry-run, with the coordinator's program loaded."""
+        programs = lower(replica.plan, capture.graph)
+        simulate(programs)
+        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
         home = LoadedProgram(
             programs.programs[HOME], capture.graph, weights_of(capture), opaque=capture.opaque, packer=self._packer
         )
         return Deployment(
             capture=capture,
-            plan=plan,
+            replica=replica,
             programs=programs,
             epoch=epoch,
             home=home,
-            links=tuple(alive),
+            links=tuple(links),
             verified=verified,
         )
 
@@ -161,6 +177,11 @@ class Deployer:
         links = {(HOME, p): self._links[link] for p, link in enumerate(alive)}
         links |= {(p, HOME): self._links[link] for p, link in enumerate(alive)}
         return ClusterProfile(devices=devices, link=slowest, links=links)
+
+
+def _described(placement: Placement) -> str:
+    counts = [len(replica.plan.segments) for replica in placement.replicas]
+    return f"{counts[0]} segments" if len(counts) == 1 else f"{len(counts)} replicas of {max(counts)} segments at most"
 
 
 def _check_version(address: WorkerAddress, welcome: Welcome) -> None:

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from edgedi.partition.capture import as_arguments, capture_model, check_model
+from edgedi.partition.dealing import default_in_flight
 from edgedi.partition.planners import planners
 from edgedi.partition.profile import ClusterProfile
+from edgedi.partition.throughput import OBJECTIVES
 from edgedi.runtime.keys import KeyPair, WorkerAddress, load_keypair, load_known_workers, resolve_worker
 from edgedi.runtime.local_share import LocalShare
 from edgedi.runtime.local_workers import LocalWorkers, share_cores
@@ -28,11 +30,12 @@ def distribute(
     workers: int | Sequence[str],
     *,
     planner: str = "oodp",
+    objective: str = "latency",
     profile: ClusterProfile | str | Path | None = None,
     key: str | Path | None = None,
     verify: str = "first",
     allow_local: bool = True,
-    max_in_flight: int = 4,
+    max_in_flight: int | None = None,
     timeout_s: float = 60.0,
     progress: Progress | bool | None = None,
     local: bool = False,
@@ -40,8 +43,11 @@ def distribute(
     """Run ``model`` on ``workers`` together.
 
     ``example_inputs`` is a tensor or a tuple of the model's arguments. ``workers`` is a number of local processes, or
-    ``host:port`` (looked up among the known workers) or ``host:port#public-key`` of running ones. ``profile`` (a
+    ``host:port`` (looked up among the known workers) or ``host:port#public-key`` of running ones. ``objective`` is
+    ``"latency"``, the time of one request, or ``"throughput"``, requests a second with many in flight
+    (``session.stream``): then workers may answer whole requests each, or stand in a pipeline. ``profile`` (a
     ``ClusterProfile`` or a JSON file) replaces measuring. ``verify`` is ``"first"``, ``"always"`` or ``"never"``.
+    ``max_in_flight`` requests are under way at most: 4 by default, for throughput 3 for each worker if that is more.
     ``timeout_s`` bounds each request. ``progress`` is called with a line per step; by default a terminal shows them.
     ``local`` gives this process a share of its own, as worker 0: it holds the input already. Beside workers of other
     machines it listens for their halos, and wants a ``key`` then.
@@ -50,7 +56,7 @@ def distribute(
     ``WorkerLost`` for workers that do not answer or do not take their part, ``SecurityError`` for keys.
     """
     check_model(model)
-    _check_options(planner, verify, max_in_flight, timeout_s)
+    _check_options(planner, objective, verify, max_in_flight, timeout_s)
     say = _progress(progress)
     _check_local(local)
     keypair = load_keypair(Path(key).expanduser()) if key is not None else None
@@ -69,8 +75,9 @@ def distribute(
             addresses = (share.address, *addresses)
         session = Session(
             model, addresses, keypair,
-            planner=planner, profile=_read_profile(profile), verify=verify, allow_local=allow_local,
-            max_in_flight=max_in_flight, timeout_s=timeout_s, say=say, local=started, share=share,
+            planner=planner, objective=objective, profile=_read_profile(profile), verify=verify,
+            allow_local=allow_local, max_in_flight=max_in_flight or default_in_flight(len(addresses), objective),
+            timeout_s=timeout_s, say=say, local=started, share=share,
         )  # fmt: skip
     except BaseException:
         if share is not None:
@@ -87,12 +94,14 @@ def distribute(
     return session
 
 
-def _check_options(planner: str, verify: str, max_in_flight: int, timeout_s: float) -> None:
+def _check_options(planner: str, objective: str, verify: str, max_in_flight: int | None, timeout_s: float) -> None:
     if planner not in planners():
         raise ValueError(f"planner={planner!r}: accepted are {', '.join(planners())}")
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective={objective!r}: accepted are {', '.join(OBJECTIVES)}")
     if verify not in VERIFY:
         raise ValueError(f"verify={verify!r}: accepted are {', '.join(VERIFY)}")
-    if max_in_flight < 1:
+    if max_in_flight is not None and max_in_flight < 1:
         raise ValueError(f"max_in_flight={max_in_flight}: give at least 1")
     if not timeout_s > 0:
         raise ValueError(f"timeout_s={timeout_s}: give a positive number of seconds")

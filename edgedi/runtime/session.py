@@ -24,9 +24,11 @@ from torch.utils import _pytree as pytree
 
 from edgedi.errors import EdgediError, GraphError, WorkerLost
 from edgedi.partition.capture import Capture, as_arguments, capture_model
+from edgedi.partition.placement import Placement
 from edgedi.partition.plan import Plan
 from edgedi.partition.profile import ClusterProfile
 from edgedi.runtime.coordinator import Coordinator, Request, new_run
+from edgedi.runtime.dealer import Dealer
 from edgedi.runtime.deployment import Deployer, Deployment
 from edgedi.runtime.keys import KeyPair, WorkerAddress
 from edgedi.runtime.local_share import LocalShare
@@ -69,6 +71,8 @@ class _Ticket:
     inputs: tuple[Any, ...]
     started_s: float
     recording: Recording | None = None
+    dealer: Dealer | None = None
+    deployment: Deployment | None = None
     future: Future[Any] = field(default_factory=Future)
 
     @property
@@ -87,6 +91,7 @@ class Session:
         keypair: KeyPair | None,
         *,
         planner: str,
+        objective: str,
         profile: ClusterProfile | None,
         verify: str,
         allow_local: bool,
@@ -104,17 +109,19 @@ class Session:
         self._slots = threading.BoundedSemaphore(max_in_flight)
         self._lock = threading.RLock()  # over plans; held while one is made, so never taken by the coordinator's thread
         self._counting = threading.Lock()  # over numbers, for a moment
-        self._deployments: OrderedDict[Any, Deployment] = OrderedDict()
+        self._dealers: OrderedDict[Any, Dealer] = OrderedDict()
         self._captures: OrderedDict[Any, Capture] = OrderedDict()
         self._next_request = 0
-        self._last_plan: Plan | None = None
+        self._last: Dealer | None = None
         self._last_inputs: tuple[Any, ...] = ()
         self._num_requests = self._num_local = 0
         self._total_s = self._last_s = 0.0
         self._closed = False
         self._helpers = ThreadPoolExecutor(1, thread_name_prefix="edgedi-verify")
         self._coordinator = Coordinator(self._addresses, keypair, share=share)
-        self._deployer = Deployer(self._coordinator, self._addresses, self._name, planner, profile, say, share)
+        self._deployer = Deployer(
+            self._coordinator, self._addresses, self._name, planner, profile, say, share, objective
+        )
 
     # --- use -------------------------------------------------------------------------------------------------------
 
@@ -135,15 +142,14 @@ class Session:
         if self._closed:
             raise WorkerLost("the session is closed")
         started_s = time.monotonic()
-        deployment = self._deployment(inputs)
         if not self._slots.acquire(timeout=self._timeout_s):
             raise WorkerLost(f"no request of those in flight ended within {self._timeout_s} s")
         ticket = _Ticket(inputs=inputs, started_s=started_s, recording=recording)
         ticket.future.set_running_or_notify_cancel()
         try:
-            self._start(deployment, ticket)
+            self._start(self._deal(ticket), ticket)
         except BaseException:
-            self._slots.release()
+            self._let_go(ticket)
             raise
         return ticket.future
 
@@ -172,10 +178,18 @@ class Session:
 
     @property
     def plan(self) -> Plan:
-        """The plan of the latest input shape."""
-        if self._last_plan is None:
+        """The plan of the latest input shape; of several replicas, that of the one which answers most requests."""
+        return self._latest().main.plan
+
+    @property
+    def placement(self) -> Placement:
+        """The replicas of the latest input shape, each with its workers and plan; one of them for latency."""
+        return self._latest().placement
+
+    def _latest(self) -> Dealer:
+        if self._last is None or not self._last.deployments:
             raise WorkerLost("no plan is deployed: every worker is lost")
-        return self._last_plan
+        return self._last
 
     @property
     def workers(self) -> tuple[str, ...]:
@@ -207,7 +221,7 @@ class Session:
                 local_answers=self._num_local,
                 mean_s=self._total_s / max(1, self._num_requests),
                 last_s=self._last_s,
-                predicted_s=self._last_plan.predicted_s if self._last_plan else 0.0,
+                predicted_s=self._last.placement.latency_s if self._last and self._last.deployments else 0.0,
                 bytes_per_link=traffic,
                 busy_share=busy,
                 workers=counted,
@@ -244,37 +258,54 @@ class Session:
     def _prepare(self, first: Capture, args: tuple[Any, ...]) -> None:
         self._deployer.greet()
         self._captures[_shape_key(args)] = first
-        self._deployment(args)
+        self._dealer(args)
 
-    def _deployment(self, inputs: tuple[Any, ...]) -> Deployment | None:
-        """The running plan for inputs of these shapes, made if need be; ``None`` when only this process is left."""
+    def _deal(self, ticket: _Ticket) -> Deployment | None:
+        """The replica that answers a request; ``None`` when only this process is left."""
+        with self._lock:  # so that nobody drops a replica between the two lines
+            ticket.dealer = self._dealer(ticket.inputs)
+            ticket.deployment = ticket.dealer.take() if ticket.dealer is not None else None
+        return ticket.deployment
+
+    def _dealer(self, inputs: tuple[Any, ...]) -> Dealer | None:
+        """Who deals inputs of these shapes, made if need be; ``None`` when only this process is left."""
         key = _shape_key(inputs)
         with self._lock:
-            known = self._deployments.get(key)
-            if known is not None and any(self._coordinator.lost(link) is not None for link in known.links):
-                del self._deployments[key]  # planned anew, for those that are left
+            alive = [i for i in range(len(self._addresses)) if self._coordinator.lost(i) is None]
+            known = self._dealers.get(key)
+            if known is not None and self._leaves_somebody_out(known, alive):
+                del self._dealers[key]  # placed anew, on those that are left
                 known = None
             if known is not None:
-                self._deployments.move_to_end(key)
-                return None if known.refused else known
-            alive = [i for i in range(len(self._addresses)) if self._coordinator.lost(i) is None]
+                self._dealers.move_to_end(key)
+                return known if known.open else None
             made = self._deploy(inputs, key, alive) if alive else None
             if made is None:
                 self._check_local_is_allowed()
                 return None
-            self._deployments[key] = made
-            self._last_plan = made.plan
-            while len(self._deployments) > MAX_SHAPES:
-                _, oldest = self._deployments.popitem(last=False)
-                self._coordinator.retire(self._name, oldest.epoch, oldest.links)
+            self._dealers[key] = self._last = made
+            while len(self._dealers) > MAX_SHAPES:
+                _, oldest = self._dealers.popitem(last=False)
+                self._retire(oldest.deployments)
             return made
 
-    def _deploy(self, inputs: tuple[Any, ...], key: Any, alive: Sequence[int]) -> Deployment | None:
+    def _leaves_somebody_out(self, dealer: Dealer, alive: Sequence[int]) -> bool:
+        """Drop replicas of lost workers; whether a worker that lives has no replica any more."""
+        gone = dealer.drop(lambda link: link not in alive)
+        self._retire(gone)
+        served = {link for deployment in dealer.deployments for link in deployment.links}
+        return not served or (bool(gone) and not served.issuperset(alive))
+
+    def _retire(self, deployments: Iterable[Deployment]) -> None:
+        for known in deployments:
+            self._coordinator.retire(self._name, known.epoch, known.links)
+
+    def _deploy(self, inputs: tuple[Any, ...], key: Any, alive: Sequence[int]) -> Dealer | None:
         """A new plan for the workers alive; ``None`` if they are lost meanwhile, an error if it is the first plan."""
         try:
-            return self._deployer.deploy(self._capture(inputs, key), alive, verified=self._verify == "never")
+            return Dealer(self._deployer.deploy(self._capture(inputs, key), alive, verified=self._verify == "never"))
         except WorkerLost:
-            if self._last_plan is None:
+            if self._last is None:
                 raise
             return None
 
@@ -382,7 +413,7 @@ class Session:
         deployment.refused = True
         log.error(
             "the distributed answer differs from the model's by %.3g of its largest value (allowed %.3g), first at "
-            "layer %s; this plan is not used again, the session answers locally. Please report this plan:\n%s",
+            "layer %s; this plan is not used again, others or the session itself answer. Please report this plan:\n%s",
             found.difference,
             found.tolerance,
             first_difference(deployment.capture, deployment.programs, ticket.inputs),
@@ -407,11 +438,17 @@ class Session:
             self._num_local += local
             self._last_s = time.monotonic() - ticket.started_s
             self._total_s += self._last_s
-        self._slots.release()
+        self._let_go(ticket)
         if error is not None:
             ticket.future.set_exception(error)
         else:
             ticket.future.set_result(answer)
+
+    def _let_go(self, ticket: _Ticket) -> None:
+        """Make room for another request."""
+        if ticket.dealer is not None and ticket.deployment is not None:
+            ticket.dealer.give_back(ticket.deployment)
+        self._slots.release()
 
 
 def _shape_key(inputs: tuple[Any, ...]) -> Any:
