@@ -46,6 +46,7 @@ from edgedi.runtime.messages import (
     Welcome,
 )
 from edgedi.runtime.noting import Note, NotedRun
+from edgedi.runtime.patience import Patience
 from edgedi.runtime.peers import COPY_BYTES, PeerLinks
 from edgedi.runtime.security import (
     Authenticator,
@@ -122,6 +123,7 @@ class Worker:
         self._socket = self._context.socket(zmq.ROUTER)
         self._halos = HaloListener() if halo_links.supported() else None
         self._poller = zmq.Poller()
+        self._patience = Patience()
         self._counts: dict[str, int | float] = {"requests": 0, "busy_s": 0.0, "sent_bytes": 0, "received_bytes": 0}
         self._perform: dict[type, Callable[[Any], None]] = {
             state.Reply: lambda a: self._send(a.link, a.message),
@@ -166,7 +168,8 @@ class Worker:
         try:
             with inference(), contextlib.suppress(KeyboardInterrupt):
                 while not self._stopped:
-                    self._poller.poll(_IDLE_POLL_MS)
+                    if not self._spin():
+                        self._poller.poll(_IDLE_POLL_MS)
                     self._accept_peers()
                     self._drain()
                     self._do(state.Tick(self._clock()))
@@ -190,6 +193,18 @@ class Worker:
             self._authenticator.stop()
         if self._owns_context:
             self._context.destroy(0)
+
+    def _spin(self) -> bool:
+        """Look for what running requests wait for, for as long as it may soon be there; whether something has come."""
+        if not self._requests or self._halos is None:
+            return False
+        stop_s = self._clock() + self._patience.spin_s
+        while self._clock() < stop_s:
+            if self._take_halos() or self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                self._patience.came()
+                return True
+        self._patience.did_not_come()
+        return False
 
     # --- events in, actions out ---------------------------------------------------------------------------------------
 
