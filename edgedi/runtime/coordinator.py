@@ -25,7 +25,9 @@ from edgedi.errors import DeadlineExceeded, EdgediError, RemoteProtocolError, Se
 from edgedi.partition.geometry import Interval
 from edgedi.partition.plan import HOME
 from edgedi.partition.program import Piece as ProgramPiece
+from edgedi.runtime import halo_links
 from edgedi.runtime.executor import LoadedProgram, ProgramRun
+from edgedi.runtime.halo_links import HaloLink, HaloListener
 from edgedi.runtime.keys import KeyPair, WorkerAddress, fingerprint
 from edgedi.runtime.local_share import LocalShare
 from edgedi.runtime.messages import Abort, Close, Failed, Message, Piece, Ping, Pong, Refused
@@ -60,6 +62,8 @@ class _Link:
     pinged_s: float = 0.0
     sent_bytes: int = 0
     received_bytes: int = 0
+    halo: HaloLink | None = None
+    """The short way for pieces to a worker on this machine."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,6 +121,9 @@ class Coordinator:
             raise
         self._commands: deque[Callable[[], None]] = deque()
         self._requests: dict[tuple[str, int, int], Request] = {}
+        self._halos = HaloListener() if halo_links.supported() else None
+        if self._halos is not None:
+            self._poller.register(self._halos.listener, zmq.POLLIN)
         self._retiring: dict[tuple[str, int], tuple[int, ...]] = {}
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
@@ -167,6 +174,15 @@ class Coordinator:
         self._call(start)
         return future
 
+    @property
+    def halo_address(self) -> str | None:
+        """Where workers of this machine send pieces for the coordinator."""
+        return self._halos.address if self._halos is not None else None
+
+    def use_halo(self, worker: int, address: str) -> None:
+        """Send pieces to a worker of this machine the short way."""
+        self._call(lambda: self._use_halo(self._links[worker], address))
+
     def start_request(self, request: Request) -> None:
         """Begin a request; its ``done`` hears of the end."""
         self._call(lambda: self._begin(request))
@@ -211,6 +227,7 @@ class Coordinator:
                 while not self._closing or self._commands:
                     ready = dict(self._poller.poll(self._timeout_ms()))
                     self._take_commands()
+                    self._take_halos()
                     for index, link in enumerate(self._links):
                         if link.lost is None and link.socket in ready:
                             self._receive_all(index, link)
@@ -293,6 +310,41 @@ class Coordinator:
                 text += f"; if it wants keys, {_keys_wanted(link.address)}"
             self._lose(self._links.index(link), WorkerLost(text, worker=str(link.address)))
 
+    # --- pieces on this machine ------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _use_halo(link: _Link, address: str) -> None:
+        try:
+            link.halo = HaloLink(address)
+        except OSError as error:
+            log.info("no Unix socket to worker %s (%s): its pieces take TCP", link.address, error)
+
+    def _take_halos(self) -> None:
+        if self._halos is None:
+            return
+        peer = self._halos.accept()
+        if peer is not None:
+            self._poller.register(peer, zmq.POLLIN)
+        for peer in list(self._halos.peers):
+            while frames := halo_links.receive(peer):
+                self._received_halo(frames)
+            if frames is None:
+                self._poller.unregister(peer)
+                self._halos.forget(peer)
+
+    def _received_halo(self, frames: list[memoryview]) -> None:
+        """A worker's own process sent it, or another of this user's; it can be a piece and nothing else."""
+        try:
+            message = decode(frames)
+        except RemoteProtocolError as error:
+            log.warning("dropped a packet: %s", error)
+            return
+        if isinstance(message, Piece):
+            request = self._requests.get((message.session, message.epoch, message.request))
+            if request is not None and 0 <= message.source < len(request.links):
+                self._links[request.links[message.source]].received_bytes += len(message.payload)
+                self._piece(message)
+
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def _begin(self, request: Request) -> None:
@@ -339,7 +391,20 @@ class Coordinator:
             layout=layout,
             payload=payload,
         )
-        self._send(self._links[request.links[target]], message)
+        link = self._links[request.links[target]]
+        if link.halo is not None and link.lost is None and self._send_halo(link, link.halo, message):
+            return
+        self._send(link, message)
+
+    @staticmethod
+    def _send_halo(link: _Link, halo: HaloLink, message: Piece) -> bool:
+        header, payload = encode(message)
+        try:
+            sent = halo.send(header, payload)
+        except OSError:  # the worker has gone; its link will tell
+            return False
+        link.sent_bytes += len(payload) if sent else 0
+        return sent
 
     def _end(self, request: Request, outputs: Mapping[str, Tensor] | None, error: EdgediError | None) -> None:
         if self._requests.pop((request.session, request.epoch, request.number), None) is None:
@@ -431,6 +496,8 @@ class Coordinator:
         self._poller.unregister(link.monitor)
         link.socket.disable_monitor()
         link.socket.close(0)
+        if link.halo is not None:
+            link.halo.close()
         for _, future in link.asked:
             future.set_exception(error)
         link.asked.clear()
@@ -451,6 +518,10 @@ class Coordinator:
                 link.lost = closed
                 link.socket.disable_monitor()
                 link.socket.close(200)  # milliseconds for a last word
+                if link.halo is not None:
+                    link.halo.close()
+        if self._halos is not None:
+            self._halos.close()
         while self._commands:  # queued as the thread ended: each hears that its link is lost
             self._commands.popleft()()
         self._wake_in.close()

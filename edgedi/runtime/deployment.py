@@ -15,6 +15,7 @@ from edgedi.partition.profile import ClusterProfile, LinkProfile
 from edgedi.partition.program import ProgramSet
 from edgedi.partition.simulate import simulate
 from edgedi.partition.throughput import place
+from edgedi.runtime import halo_links
 from edgedi.runtime.coordinator import Coordinator
 from edgedi.runtime.executor import LoadedProgram
 from edgedi.runtime.kernels import fused
@@ -92,6 +93,14 @@ class Deployer:
                 ) from None
             _check_version(address, welcome)
             self.welcomes.append(welcome)
+        for link, welcome in enumerate(self.welcomes):
+            if self._is_near(link) and welcome.halo_address is not None:
+                self._coordinator.use_halo(link, welcome.halo_address)
+
+    def _is_near(self, link: int) -> bool:
+        """Whether the worker is another process of this machine; to the one in this process memory is the way."""
+        inside = self._share is not None and link == 0
+        return not inside and self.welcomes[link].machine == halo_links.machine_name()
 
     def deploy(self, capture: Capture, alive: Sequence[int], *, verified: bool) -> tuple[Deployment, ...]:
         """Place ``capture`` on the workers ``alive`` (link numbers) and install it there: a deployment per replica."""
@@ -104,7 +113,7 @@ class Deployer:
         messages = {
             link: deploy_message(
                 one.programs, shipment, self._session, one.epoch, participant, len(one.links),
-                self._peers(one.links, participant),
+                self._peers(one.links, participant), self._coordinator.halo_address if self._is_near(link) else None,
             )
             for one in made
             for participant, link in enumerate(one.links)

@@ -166,7 +166,7 @@ class Deploy:
     ``program`` is text, one instruction a line, empty for an idle worker. ``layers`` are JSON-able descriptions whose
     values the operator table judges. Each of ``weights`` is ``{digest, dtype, shape}``, each of ``peers``
     ``{participant, address, public_key, halo_address}`` (the key None where links are open, the halo address None
-    between machines).
+    between machines). ``home_halo_address`` is the coordinator's own.
     """
 
     session: str
@@ -181,6 +181,7 @@ class Deploy:
     plan_digest: str
     operator_table_version: int
     precision: str
+    home_halo_address: str | None = None
 
     def __post_init__(self) -> None:
         _name("session", self.session)
@@ -193,6 +194,8 @@ class Deploy:
         _name("precision", self.precision)
         for weight in self.weights:
             _weight(weight)
+        if self.home_halo_address is not None:
+            _name("home_halo_address", self.home_halo_address)
         for peer in self.peers:
             _peer(peer, self.num_participants)
         participants = [peer["participant"] for peer in self.peers]

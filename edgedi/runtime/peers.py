@@ -9,6 +9,7 @@ from typing import Any
 import zmq
 
 from edgedi.errors import SecurityError
+from edgedi.partition.plan import HOME
 from edgedi.runtime import halo_links
 from edgedi.runtime.halo_links import SCHEME, HaloLink
 from edgedi.runtime.keys import KeyPair, parse_worker_address
@@ -25,7 +26,13 @@ _SEND_TIMEOUT_MS = 5_000
 class PeerLinks:
     """Connections are made at once; the first halo waits for them, at most five seconds."""
 
-    def __init__(self, context: zmq.Context[Any], peers: Sequence[dict[str, Any]], keypair: KeyPair | None) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        peers: Sequence[dict[str, Any]],
+        keypair: KeyPair | None,
+        home_halo_address: str | None = None,
+    ) -> None:
         self._sockets: dict[int, zmq.Socket[bytes]] = {}
         self._halos: dict[int, HaloLink] = {}
         for peer in peers:
@@ -42,14 +49,17 @@ class PeerLinks:
             if peer["halo_address"] is not None:
                 self._connect_halo(peer["participant"], peer["halo_address"])
 
+        if home_halo_address is not None:
+            self._connect_halo(HOME, home_halo_address)
+
     def _connect_halo(self, participant: int, address: str) -> None:
-        """The short way to a peer on this machine, where there is one; without it everything takes ZeroMQ."""
+        """The short way to who is on this machine, where there is one; without it everything takes ZeroMQ."""
         if not address.startswith(SCHEME) or not halo_links.supported():
             return
         try:
             self._halos[participant] = HaloLink(address)
         except OSError as error:
-            log.info("no Unix socket to worker %d (%s): its halos take TCP", participant, error)
+            log.info("no Unix socket to participant %d (%s): its pieces take TCP", participant, error)
 
     def send(self, target: int, piece: Piece) -> None:
         """Send without waiting for the peer to read. ``zmq.ZMQError`` where no link stands in time."""
@@ -60,6 +70,14 @@ class PeerLinks:
         socket = self._sockets[target]
         socket.send(header, zmq.SNDMORE)
         socket.send(payload, 0, len(payload) < COPY_BYTES)
+
+    def send_home(self, piece: Piece) -> bool:
+        """Send to a coordinator on this machine; ``False`` where there is no short way, or it is full."""
+        halo = self._halos.get(HOME)
+        if halo is None:
+            return False
+        header, payload = encode(piece)
+        return halo.send(header, payload)
 
     def close(self) -> None:
         """Drop all links and what has not been sent."""

@@ -134,6 +134,7 @@ def deploy_message(
     participant: int,
     num_participants: int,
     peers: tuple[dict[str, Any], ...],
+    home_halo_address: str | None = None,
 ) -> Deploy:
     """The program of one participant, with descriptions of its layers and the digests of its weights."""
     layers = shipment.describe(programs, participant)
@@ -150,6 +151,7 @@ def deploy_message(
         plan_digest=programs.plan_digest or programs.digest,
         operator_table_version=OPERATOR_TABLE_VERSION,
         precision="float32",
+        home_halo_address=home_halo_address,
     )
 
 

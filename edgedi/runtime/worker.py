@@ -200,7 +200,7 @@ class Worker:
             return False
         stop_s = self._clock() + self._patience.spin_s
         while self._clock() < stop_s:
-            if self._take_halos() or self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            if self._take_halos() or self._socket.poll(0):
                 self._patience.came()
                 return True
         self._patience.did_not_come()
@@ -471,7 +471,8 @@ class Worker:
 
     def _connect_peers(self, installed: _Installed) -> None:
         if installed.links is None:
-            installed.links = PeerLinks(self._context, installed.deploy.peers, self._options.keypair)
+            deploy = installed.deploy
+            installed.links = PeerLinks(self._context, deploy.peers, self._options.keypair, deploy.home_halo_address)
 
     def _end(self, key: state.Request) -> None:
         self._requests.pop(key, None)
@@ -507,14 +508,17 @@ class Worker:
             payload=payload,
         )
         self._counts["sent_bytes"] += len(payload)
+        links = request.installed.links
+        assert links is not None, "connected before the run"
         if target == HOME:
+            if links.send_home(message):
+                return
             owner = self._state.owner(key[0])
             if owner is not None:
                 self._send(owner, message)
             return
-        assert request.installed.links is not None, "connected before the run"
         try:
-            request.installed.links.send(target, message)
+            links.send(target, message)
         except zmq.ZMQError as error:
             raise ProtocolError(f"worker {participant_name(target)} does not take {piece}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -52,9 +53,37 @@ def test_packets_keep_their_borders(pair: tuple[HaloLink, socket.socket]) -> Non
         assert bytes(frames[1]) == bytes([number]) * 100
 
 
-def test_what_is_too_large_is_not_sent_at_all(pair: tuple[HaloLink, socket.socket]) -> None:
+@pytest.mark.parametrize("size", [MOST_BYTES, MOST_BYTES + 1, 3_000_001])
+def test_a_large_piece_travels_as_a_sealed_file(pair: tuple[HaloLink, socket.socket], size: int) -> None:
     link, peer = pair
-    assert not link.send(b"h", bytes(MOST_BYTES))
+    payload = bytearray(os.urandom(size))
+    sent = bytes(payload)
+    before = len(os.listdir("/proc/self/fd"))
+    assert link.send(b"header", memoryview(payload))
+    payload[:] = bytes(size)  # what is written later is not seen
+    frames = receive(peer)
+    assert frames is not None
+    assert [bytes(frame) for frame in frames] == [b"header", sent]
+    assert frames[1].readonly
+    frames.clear()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("seals", [0, 0x0002, 0x0002 | 0x0008])
+def test_a_file_that_could_still_change_is_refused(
+    listener: HaloListener, pair: tuple[HaloLink, socket.socket], seals: int
+) -> None:
+    _, peer = pair
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
+        stranger.connect("\0" + listener.address.removeprefix("unix:@"))
+        accepted = listener.accept()
+        assert accepted is not None
+        file = os.memfd_create("mine", os.MFD_ALLOW_SEALING)
+        os.write(file, bytes(5_000))
+        fcntl.fcntl(file, 1033, seals)
+        socket.send_fds(stranger, [b"\x01\x00h"], [file])
+        os.close(file)
+        assert receive(accepted) is None
     assert receive(peer) == []
 
 

@@ -84,6 +84,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "layer": st.none() | names,
     "machine": st.none() | names,
     "halo_address": st.none() | names,
+    "home_halo_address": st.none() | names,
     "repeats": st.integers(1, 10_000),
     "values": st.dictionaries(names, numbers | names),
     "now_s": spans_s,
