@@ -228,13 +228,18 @@ class _Lowering:
             for p in self._held[source, piece.tensor]
             if p.holds(piece.dim, piece.interval, self._length(piece.tensor, p.dim))
         )
-        self._emit(source, self._graph.position[piece.tensor], _SEND, Send(piece, held, target))
+        # Worker 0 may be in the coordinator's process, where it takes the core once it has its input: served last.
+        order = -target if source == HOME else None
+        self._emit(source, self._graph.position[piece.tensor], _SEND, Send(piece, held, target), order)
         self._emit(target, position, _RECV, Recv(piece, source))
         self._held[target, piece.tensor].append(piece)
 
-    def _emit(self, participant: int, position: int, phase: int, instruction: Instruction) -> None:
+    def _emit(
+        self, participant: int, position: int, phase: int, instruction: Instruction, order: int | None = None
+    ) -> None:
+        """Note an instruction; those of one position and phase stay in the order given, else as they came."""
         self._count += 1
-        self._lines[participant].append((position, phase, self._count, instruction))
+        self._lines[participant].append((position, phase, self._count if order is None else order, instruction))
 
 
 def _cover(interval: Interval, pieces: Iterable[Piece]) -> tuple[Piece, ...]:
