@@ -24,6 +24,7 @@ from itertools import groupby
 from edgedi.partition.by_rows import AXIS, Shares, block_ends, halo_ends, settled_plan, split_plan
 from edgedi.partition.cost import CostModel, Layout
 from edgedi.partition.estimate import SplitPricer
+from edgedi.partition.fitting import fastest
 from edgedi.partition.geometry import Interval, even_cuts, weighted_cuts
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.minimax import FIRST, LAST, MIDDLE
@@ -44,7 +45,7 @@ def single(graph: LayerGraph, cluster: ClusterProfile, *, model: CostModel | Non
         middle = [HOME] * (last - first)
         plans += [_whole_plan(prices, [k] * first + middle + [k] * (len(opaque) - last)) for k in prices.workers]
         plans.append(_whole_plan(prices, [HOME] * len(opaque)))
-    return min(plans, key=lambda plan: plan.predicted_s)
+    return fastest(prices, plans)
 
 
 def equal(graph: LayerGraph, cluster: ClusterProfile, *, model: CostModel | None = None) -> Plan:

@@ -34,7 +34,7 @@ plan is priced again, without these approximations, on the messages and pieces t
 (``settle``); planners compare their candidates by that price, and plans report it.
 
 Approximate in both: waiting is not overlapped with work; a sender's other messages, and links that share one wire, do
-not slow each other down; memory is not priced.
+not slow each other down. Memory has no price, it is a limit (``fitting``).
 """
 
 from __future__ import annotations

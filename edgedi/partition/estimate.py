@@ -21,15 +21,7 @@ def segment_cost(model: CostModel, segment: Segment, layout: Layout) -> Cost:
     layers = segment.layers
     if segment.on is not None:
         return model.whole_cost(layers, segment.on, layout)
-    pricer = SplitPricer(model, model.reach(layers.stop, segment.axis, lowest=layers.start))
-    active = segment.workers
-    costs = []
-    for worker in active:
-        role = ALONE if len(active) == 1 else {active[0]: FIRST, active[-1]: LAST}.get(worker, MIDDLE)
-        costs.append(
-            pricer.cost(layers.start, layout, worker, segment.shares[worker].start, segment.shares[worker].stop, role)
-        )
-    return max(costs, key=lambda cost: cost.total_s)
+    return SplitPricer(model, model.reach(layers.stop, segment.axis, lowest=layers.start)).segment_cost(segment, layout)
 
 
 def estimated(model: CostModel, plan: Plan) -> Plan:
@@ -93,6 +85,17 @@ class SplitPricer:
             compute_s=self.compute(first, worker, start, stop),
             exchange_s=self.exchange_s(first, layout, worker, start, stop, role),
         )
+
+    def segment_cost(self, segment: Segment, layout: Layout) -> Cost:
+        """The slowest worker's, for the shares of a segment that follows one of ``layout``."""
+        first, active = segment.layers.start, segment.workers
+        roles = {active[0]: FIRST, active[-1]: LAST} if len(active) > 1 else {active[0]: ALONE}
+        shares = ((worker, segment.shares[worker]) for worker in active)
+        costs = (
+            self.cost(first, layout, worker, share.start, share.stop, roles.get(worker, MIDDLE))
+            for worker, share in shares
+        )
+        return max(costs, key=lambda cost: cost.total_s)
 
     def compute(self, first: int, worker: int, start: int, stop: int) -> float:
         """Seconds of computing for the share ``[start, stop)`` in a segment that begins at layer ``first``."""

@@ -56,14 +56,25 @@ def lower(plan: Plan, graph: LayerGraph) -> ProgramSet:
     return ProgramSet(graph=graph, programs=lowering.programs(plan.num_workers), plan_digest=plan.digest)
 
 
+def lower_alone(segment: Segment, graph: LayerGraph, dims: Mapping[str, int]) -> Mapping[int, Program]:
+    """The programs of one segment by itself, all that it reads coming from HOME; ``dims`` are those of its axis."""
+    read = {tensor for layer in graph.layers[segment.layers.start : segment.layers.stop] for tensor in layer.inputs}
+    before = (tensor for tensor in read if graph.position[tensor] < segment.layers.start)
+    lowering = _Lowering(graph, at_home=before, dims={segment.axis: dims})
+    lowering.add_segment(segment)
+    return lowering.programs(max(segment.workers) + 1)
+
+
 class _Lowering:
-    def __init__(self, graph: LayerGraph) -> None:
+    def __init__(
+        self, graph: LayerGraph, *, at_home: Iterable[str] = (), dims: Mapping[str, Mapping[str, int]] | None = None
+    ) -> None:
         self._graph = graph
-        self._dims: dict[str, Mapping[str, int]] = {"whole": {}}
-        unit = Interval(0, 1)
-        self._homes = {name: _Home(UNSPLIT, 1, {HOME: unit}) for name in graph.inputs}
+        self._dims: dict[str, Mapping[str, int]] = {**(dims or {}), "whole": {}}
+        home = _Home(UNSPLIT, 1, {HOME: Interval(0, 1)})
+        self._homes = dict.fromkeys((*graph.inputs, *at_home), home)
         self._held: dict[tuple[int, str], list[Piece]] = defaultdict(list)
-        for name in graph.inputs:
+        for name in self._homes:
             self._held[HOME, name].append(Piece(name))
         self._lines: dict[int, list[tuple[int, int, int, Instruction]]] = defaultdict(list)
         self._count = 0

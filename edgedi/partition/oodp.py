@@ -19,6 +19,7 @@ from itertools import accumulate, groupby
 from edgedi.partition.baselines import equal, ocbp, oodp_greedy, proportional, single
 from edgedi.partition.by_rows import merged
 from edgedi.partition.cost import CostModel
+from edgedi.partition.fitting import fastest, fits, fitted
 from edgedi.partition.geometry import scale
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.plan import Plan, Segment
@@ -41,7 +42,10 @@ def oodp(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = MAX_DEP
             same, _ = search(model, max_depth=max_depth, weights=weights)
             found.append(settled(model, _plan(model, same)))
     found += [planner(graph, cluster, model=model) for planner in RIVALS]
-    return replace(min(found, key=lambda plan: plan.predicted_s), planner="oodp")
+    quickest = min(found, key=lambda plan: plan.predicted_s)
+    if not fits(graph, cluster, quickest):
+        found += fitted(model, quickest)
+    return replace(fastest(model, found), planner="oodp")
 
 
 def _proportions(model: CostModel, segments: Sequence[Segment]) -> list[Weights]:

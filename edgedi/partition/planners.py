@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from edgedi.partition.baselines import equal, ocbp, oodp_greedy, proportional, single
+from edgedi.partition.fitting import require_fit
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.oodp import oodp
 from edgedi.partition.plan import Plan
@@ -35,7 +36,12 @@ def planners() -> tuple[str, ...]:
 
 
 def plan(graph: LayerGraph, cluster: ClusterProfile, planner: str = "oodp") -> Plan:
-    """The plan that the named planner makes for ``graph`` on ``cluster``; ``ValueError`` lists the accepted names."""
+    """The plan that the named planner makes for ``graph`` on ``cluster``.
+
+    ``ValueError`` lists the accepted names; ``PlanError`` names a worker whose memory the plan does not fit into.
+    """
     if planner not in _PLANNERS:
         raise ValueError(f"there is no planner {planner!r}; accepted are {', '.join(_PLANNERS)}")
-    return _PLANNERS[planner](graph, cluster)
+    found = _PLANNERS[planner](graph, cluster)
+    require_fit(graph, cluster, found)
+    return found

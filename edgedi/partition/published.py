@@ -27,6 +27,7 @@ from edgedi.partition.by_rows import (
 )
 from edgedi.partition.cost import CostModel, Layout
 from edgedi.partition.estimate import estimated
+from edgedi.partition.fitting import fastest
 from edgedi.partition.geometry import Interval, scale, weighted_cuts
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.plan import HOME, Plan, Segment
@@ -49,8 +50,7 @@ def deepthings(graph: LayerGraph, cluster: ClusterProfile, *, model: CostModel |
     prices = model or CostModel(graph, cluster)
     fronts = [_front(prices, stop) for stop in _front_ends(prices)]
     plans = [estimated(prices, _unpriced(prices, segments)) for segments in fronts]
-    best = min(plans, key=lambda plan: plan.predicted_s)
-    return settled_plan("deepthings", prices, best.segments)
+    return settled_plan("deepthings", prices, fastest(prices, plans).segments)
 
 
 def aofl(graph: LayerGraph, cluster: ClusterProfile, *, model: CostModel | None = None) -> Plan:
@@ -67,7 +67,7 @@ def aofl(graph: LayerGraph, cluster: ClusterProfile, *, model: CostModel | None 
     for count in range(1, cluster.num_workers + 1):
         segments, _ = search(prices, weights=_fastest(prices, count), axes=(AXIS,), ends=ends)
         plans.append(settled_plan("aofl", prices, segments))
-    return min(plans, key=lambda plan: plan.predicted_s)
+    return fastest(prices, plans)
 
 
 def coedge(graph: LayerGraph, cluster: ClusterProfile, *, model: CostModel | None = None) -> Plan:

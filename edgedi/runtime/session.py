@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from edgedi.errors import EdgediError, GraphError, WorkerLost
+from edgedi.errors import EdgediError, GraphError, PlanError, WorkerLost
 from edgedi.partition.capture import Capture, as_arguments, capture_model
 from edgedi.partition.placement import Placement
 from edgedi.partition.plan import Plan
@@ -114,6 +114,8 @@ class Session:
         self._next_request = 0
         self._last: Dealer | None = None
         self._last_inputs: tuple[Any, ...] = ()
+        self._too_small: set[tuple[Any, tuple[int, ...]]] = set()
+        """Shapes and workers of which it is known that no plan fits into their memory."""
         self._num_requests = self._num_local = 0
         self._total_s = self._last_s = 0.0
         self._closed = False
@@ -301,12 +303,22 @@ class Session:
             self._coordinator.retire(self._name, known.epoch, known.links)
 
     def _deploy(self, inputs: tuple[Any, ...], key: Any, alive: Sequence[int]) -> Dealer | None:
-        """A new plan for the workers alive; ``None`` if they are lost meanwhile, an error if it is the first plan."""
+        """A new plan for the workers alive; ``None`` if they are lost meanwhile or lack the memory.
+
+        An error if it is the first plan.
+        """
+        if (key, tuple(alive)) in self._too_small:
+            return None
         try:
             return Dealer(self._deployer.deploy(self._capture(inputs, key), alive, verified=self._verify == "never"))
         except WorkerLost:
             if self._last is None:
                 raise
+            return None
+        except PlanError:
+            if self._last is None or not self._allow_local:
+                raise
+            self._too_small.add((key, tuple(alive)))  # not planned again with every request
             return None
 
     def _check_local_is_allowed(self) -> None:
