@@ -37,7 +37,9 @@ DISTRIBUTE = {
     "progress": None,
     "local": False,
 }
-SESSION = {"close", "placement", "plan", "spans", "statistics", "stream", "submit", "trace", "workers"}
+SESSION = {
+    "close", "layer_seconds", "placement", "plan", "programs", "spans", "statistics", "stream", "submit", "trace", "workers",
+}  # fmt: skip
 ERRORS = {
     "DeadlineExceeded", "EdgediError", "GraphError", "LocalProtocolError", "PlanError", "ProtocolError",
     "RemoteProtocolError", "SecurityError", "WorkerLost",
@@ -50,7 +52,7 @@ OPTIONS = {
     "edgedi-keygen": {"--help", "--out", "--force", "--show", "--trust"},
     "edgedi-bench": {
         "--help", "--version", "--demo", "--model", "--input", "--local", "--workers", "--planners", "--against",
-        "--rounds", "--repeat", "--threads", "--key", "--json",
+        "--rounds", "--repeat", "--threads", "--key", "--json", "--counts", "--html",
     },
 }  # fmt: skip
 PARSERS = {

@@ -6,12 +6,11 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from edgedi.bench.comparison import Report, Single, Split
 from edgedi.bench.demo import Demo
-from edgedi.bench.measuring import Result
 from edgedi.bench.numbers import spread
+from edgedi.bench.report import Report, Result, Single, Split, link_bytes
 
-FORMAT = 1
+FORMAT = 2
 """Rises when a name or a meaning changes."""
 
 
@@ -23,11 +22,15 @@ def report_json(report: Report) -> str:
         "settings": asdict(report.settings),
         "workers": report.workers,
         "pinned": report.pinned,
+        "num_rounds": report.num_rounds,
+        "ended_early": report.ended,
+        "disturbed_rounds": [asdict(disturbance) for disturbance in report.disturbed],
+        "memory": [{**asdict(memory), "above_bytes": memory.above_bytes} for memory in report.memory],
         "same": report.same,
         "planners": [_split(split) for split in report.splits],
         "engines": [_single(single) for single in report.singles],
         "best_engine": report.best,
-        "not_compared": report.not_compared,
+        "not_compared": dict(report.not_compared),
     }
     return json.dumps(values, indent=1)
 
@@ -56,9 +59,15 @@ def _split(split: Split) -> dict[str, Any]:
     return {
         **_result(split.result),
         "predicted_s": split.plan.predicted_s,
-        "predicted_compute_s": split.compute_s,
+        "num_workers": split.num_workers,
+        "bound_s": split.bound_s,
+        "bound_is_measured": bool(split.layer_s),
+        "predicted_bound_s": split.predicted_bound_s,
+        "share_of_bound": asdict(split.share_of_bound),
+        "efficiency": split.efficiency,
         "home_bytes": split.traffic.home_bytes,
         "between_workers_bytes": split.traffic.between_workers_bytes,
+        "bytes_per_link": {f"{source} -> {target}": count for source, target, count in link_bytes(split)},
         "times_as_fast_as_one_worker": asdict(split.speedup),
         "times_as_fast_as_best_engine": asdict(split.against_best) if split.against_best else None,
         "plan": str(split.plan),

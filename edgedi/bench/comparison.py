@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,65 +11,35 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from edgedi.bench.contenders import Contender, SessionContender, Traffic, tensors_of
+from edgedi.bench.contenders import Contender, SessionContender, tensors_of
 from edgedi.bench.cores import deal, start_workers
+from edgedi.bench.disturbances import reader, watched
 from edgedi.bench.engine_contender import EngineContender, EngineFailed, save_tensors
 from edgedi.bench.engines import what_is_missing
-from edgedi.bench.machine import Machine, this_machine
-from edgedi.bench.measuring import Result, interleaved
+from edgedi.bench.machine import this_machine
+from edgedi.bench.measuring import EndedEarly, interleaved
 from edgedi.bench.networks import load_network, random_input
-from edgedi.bench.numbers import Ratio, times_as_fast
+from edgedi.bench.numbers import times_as_fast
 from edgedi.bench.progress import Teller
+from edgedi.bench.report import ONE_WORKER, Disturbance, Machine, Memory, Report, Result, Single, Split, Traffic
 from edgedi.bench.settings import Settings
 from edgedi.partition.plan import Plan
+from edgedi.partition.program import ProgramSet
 from edgedi.runtime.distribute import distribute
 
-ONE_WORKER = "single"
-"""The planner that uses the best worker alone: the base of every speedup."""
 _OWN_DEFAULT = {"openvino": "openvino-default"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
-    """A planner's part of the run. ``compute_s`` is what the plan predicts of computing alone: no communication."""
+class _Facts:
+    """What is known of a session before the rounds, and stays known if a worker leaves during them."""
 
-    result: Result
+    name: str
+    planner: str
     plan: Plan
-    compute_s: float
+    programs: ProgramSet
     traffic: Traffic
-    speedup: Ratio
-    against_best: Ratio | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Single:
-    """An engine's part of the run. ``own_default`` is the same engine in the precision that it would pick by itself."""
-
-    result: Result
-    version: str
-    precision: str
-    speedup: Ratio
-    own_default: Single | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """Everything that one run found. ``not_compared`` says why, by engine."""
-
-    settings: Settings
-    machine: Machine
-    workers: tuple[str, ...]
-    pinned: bool
-    splits: tuple[Split, ...]
-    singles: tuple[Single, ...]
-    best: str | None
-    not_compared: dict[str, str]
-
-    @property
-    def same(self) -> bool:
-        """Whether every answer in float32 was the model's own."""
-        results = [split.result for split in self.splits] + [single.result for single in self.singles]
-        return all(result.within_tolerance for result in results)
+    layer_s: tuple[Mapping[str, float], ...]
 
 
 def run_comparison(settings: Settings, teller: Teller) -> Report:
@@ -114,20 +84,43 @@ class _Run:
         self._settings, self._machine, self._network, self._inputs = settings, machine, network, inputs
         self._stack, self._teller = stack, teller
         self._not_compared = dict(missing)
+        self._process_ids: list[int] = []
+        self._disturbed: list[Disturbance] = []
+        self._ended = ""
 
     def report(self, own: list[Tensor]) -> Report:
         """Start everybody, run the rounds, put the numbers together."""
         sessions = self._sessions(self._addresses())
         engines = self._engines()
-        contenders: list[Contender] = [*sessions, *engines]
         for session in sessions:
             session.seconds(0)  # the answer that is compared before the plan is trusted: not to be counted below
-        traffic = [session.traffic() for session in sessions]
-        told = self._teller.rounds(self._settings.rounds, f"measuring {len(contenders)} contenders in turn")
-        results = interleaved(contenders, [own], told, repeat=self._settings.repeat)
-        for session in sessions:
             session.require_workers_answered()
-        return self._put_together(sessions, traffic, engines, {result.name: result for result in results})
+        traffic = [session.traffic() for session in sessions]
+        memory = sessions[0].memory()  # before the bound is measured: that takes memory which requests do not
+        facts = [self._facts(session, sent) for session, sent in zip(sessions, traffic, strict=True)]
+        results = {result.name: result for result in self._rounds([*sessions, *engines], own)}
+        return self._put_together(facts, engines, results, memory, sessions[0].session.workers)
+
+    def _facts(self, contender: SessionContender, traffic: Traffic) -> _Facts:
+        session = contender.session
+        self._teller.say(f"{contender.name}: measuring the bound, the same plan with no communication")
+        return _Facts(
+            name=contender.name, planner=session.plan.planner, plan=session.plan, programs=session.programs,
+            traffic=traffic, layer_s=session.layer_seconds(),
+        )  # fmt: skip
+
+    def _rounds(self, contenders: Sequence[Contender], own: list[Tensor]) -> list[Result]:
+        """Run them; where a worker or an engine is lost meanwhile, what all completed before."""
+        settings = self._settings
+        told = self._teller.rounds(settings.rounds, f"measuring {len(contenders)} contenders in turn")
+        read = reader(self._process_ids) if not settings.workers else lambda: None
+        rounds = watched(told, read, self._machine.num_cores, self._disturbed.append)
+        try:
+            return interleaved(contenders, [own], rounds, repeat=settings.repeat)
+        except EndedEarly as error:
+            self._ended = str(error)
+            self._teller.say(f"the run ended {error}")
+            return error.results
 
     def _addresses(self) -> Sequence[str]:
         settings = self._settings
@@ -136,18 +129,26 @@ class _Run:
         self._teller.say(f"starting {settings.num_local} local workers, threads of each: {settings.threads}")
         local = start_workers(settings.num_local, settings.threads)
         self._stack.callback(local.stop)
+        self._process_ids += local.process_ids
         return local.addresses
 
     def _sessions(self, addresses: Sequence[str]) -> list[SessionContender]:
-        made = []
-        for planner in dict.fromkeys((ONE_WORKER, *self._settings.planners)):
-            session = distribute(
-                self._network, self._inputs, addresses, planner=planner, key=self._settings.key,
-                progress=self._teller.about(planner),
-            )  # fmt: skip
-            self._stack.enter_context(session)
-            made.append(SessionContender(planner, session, [self._inputs]))
+        """One worker alone, then every planner on all of them and on as many as were asked for besides."""
+        made = [self._session(ONE_WORKER, ONE_WORKER, addresses)]
+        for planner in self._settings.planners:
+            for count in sorted({*self._settings.counts, len(addresses)}, reverse=True):
+                name = planner if count == len(addresses) else f"{planner} on {count}"
+                if planner != ONE_WORKER:
+                    made.append(self._session(name, planner, addresses[:count]))
         return made
+
+    def _session(self, name: str, planner: str, addresses: Sequence[str]) -> SessionContender:
+        session = distribute(
+            self._network, self._inputs, addresses, planner=planner, key=self._settings.key,
+            allow_local=False, progress=self._teller.about(name),
+        )  # fmt: skip
+        self._stack.enter_context(session)
+        return SessionContender(name, session, [self._inputs])
 
     def _engines(self) -> list[EngineContender]:
         names = [name for name in self._settings.wanted_engines if name not in self._not_compared]
@@ -165,6 +166,7 @@ class _Run:
         cores = deal(1, settings.threads)[0]
         engine = EngineContender(name, settings.model, tensors, cores, settings.threads)
         self._stack.callback(engine.close)
+        self._process_ids.append(engine.process_id)
         try:
             engine.wait()
         except EngineFailed as error:
@@ -176,26 +178,26 @@ class _Run:
 
     def _put_together(
         self,
-        sessions: Sequence[SessionContender],
-        traffic: Sequence[Traffic],
+        facts: Sequence[_Facts],
         engines: Sequence[EngineContender],
         results: dict[str, Result],
+        memory: tuple[Memory, ...],
+        workers: tuple[str, ...],
     ) -> Report:
         singles = _singles(engines, results)
-        best = min(singles, key=lambda single: _median(single.result), default=None)
-        splits = tuple(
-            _split(session, sent, results, best.result if best else None)
-            for session, sent in zip(sessions, traffic, strict=True)
-        )
+        best = min(singles, key=lambda single: single.result.spread.median_s, default=None)
         return Report(
             settings=self._settings,
             machine=self._machine,
-            workers=sessions[0].session.workers,
+            workers=workers,
             pinned=not self._settings.workers and all(deal(self._settings.num_local, self._settings.threads)),
-            splits=splits,
+            splits=tuple(_split(known, results, best.result if best else None) for known in facts),
             singles=singles,
             best=best.result.name if best else None,
             not_compared=self._not_compared,
+            memory=memory,
+            disturbed=tuple(self._disturbed),
+            ended=self._ended,
         )
 
 
@@ -217,17 +219,15 @@ def _single(engine: EngineContender, results: dict[str, Result], own_default: Si
     )  # fmt: skip
 
 
-def _split(session: SessionContender, sent: Traffic, results: dict[str, Result], best: Result | None) -> Split:
-    result, plan = results[session.name], session.session.plan
+def _split(known: _Facts, results: dict[str, Result], best: Result | None) -> Split:
+    result = results[known.name]
     return Split(
         result=result,
-        plan=plan,
-        compute_s=sum(segment.cost.compute_s for segment in plan.segments),
-        traffic=sent,
+        planner=known.planner,
+        plan=known.plan,
+        programs=known.programs,
+        traffic=known.traffic,
         speedup=times_as_fast(result.seconds, results[ONE_WORKER].seconds),
         against_best=times_as_fast(result.seconds, best.seconds) if best else None,
+        layer_s=known.layer_s,
     )
-
-
-def _median(result: Result) -> float:
-    return sorted(result.seconds)[len(result.seconds) // 2]

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from edgedi.bench.report import Memory, Traffic
 from edgedi.errors import WorkerLost
 from edgedi.runtime.session import Session
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
-    """Payload bytes of one request: between the coordinator and workers (both ways), and among the workers."""
-
-    home_bytes: int
-    between_workers_bytes: int
-
-    @property
-    def total_bytes(self) -> int:
-        """Everything that one request moves."""
-        return self.home_bytes + self.between_workers_bytes
 
 
 class Contender(Protocol):
@@ -54,12 +41,14 @@ class SessionContender:
         self.session = session
         self._inputs = inputs
         self._answers: dict[int, Any] = {}
+        self._num_workers = session.plan.num_workers
 
     def seconds(self, index: int) -> float:
         """See ``Contender``."""
         started_s = time.perf_counter()
         answer = self.session(*self._inputs[index])
         taken_s = time.perf_counter() - started_s
+        self._require_all_workers()
         self._answers[index] = answer
         return taken_s
 
@@ -75,6 +64,23 @@ class SessionContender:
                 f"{self.name}: {statistics.local_answers} of {statistics.requests} requests were answered by this "
                 "process instead of the workers; the lines above say why"
             )
+
+    def _require_all_workers(self) -> None:
+        """``WorkerLost`` if a worker that the plan had no use for is gone: these seconds are of another plan."""
+        left = self.session.plan.num_workers
+        if left != self._num_workers:
+            raise WorkerLost(f"{self.name} was planned anew for {left} of {self._num_workers} workers: one has left")
+
+    def memory(self) -> tuple[Memory, ...]:
+        """The memory of every worker that is there, as the workers tell it."""
+        return tuple(
+            Memory(
+                worker=name.partition(":")[2],
+                peak_bytes=int(values["peak_memory_bytes"]),
+                baseline_bytes=int(values["baseline_memory_bytes"]),
+            )
+            for name, values in self.session.statistics().workers.items()
+        )
 
     def traffic(self) -> Traffic:
         """What one more request sends. Call it while nobody else uses the workers: they count all sessions together."""

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from edgedi.bench.contenders import SessionContender, tensors_of
 from edgedi.bench.cores import start_workers, usable_cores
 from edgedi.bench.digits import load_digits, train
-from edgedi.bench.machine import Machine, this_machine
-from edgedi.bench.measuring import Result, interleaved
+from edgedi.bench.machine import this_machine
+from edgedi.bench.measuring import interleaved
 from edgedi.bench.networks import load_network
 from edgedi.bench.photographs import load_photographs
 from edgedi.bench.progress import Teller
+from edgedi.bench.report import Machine, Result
 from edgedi.runtime.distribute import distribute
 from edgedi.runtime.verify import relative_difference
 

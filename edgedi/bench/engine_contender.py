@@ -43,6 +43,11 @@ class EngineContender:
         )  # fmt: skip
         self._tell(engine=engine, model=model, tensors=str(tensors), cores=list(cores), threads=threads)
 
+    @property
+    def process_id(self) -> int:
+        """Whose processor time belongs to this run."""
+        return self._process.pid
+
     def wait(self) -> None:
         """Until the engine has taken the network. ``EngineFailed`` with its own words if it does not."""
         found = self._heard(READY_TIMEOUT_S)

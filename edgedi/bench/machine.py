@@ -6,46 +6,13 @@ import os
 import platform
 import shlex
 import sys
-from dataclasses import dataclass
 from datetime import datetime, timezone
 
 import torch
 
 from edgedi.bench.cores import usable_cores
+from edgedi.bench.report import Machine
 from edgedi.runtime.version import software_version
-
-BUSY_LOAD = 0.5
-"""From so many processes on, running on average of the minute before we began, the machine counts as busy."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """The machine that the command runs on, and what runs there."""
-
-    processor: str
-    num_cores: int
-    system: str
-    python: str
-    torch: str
-    edgedi: str
-    load: float
-    command: str
-    date: str
-
-    @property
-    def busy(self) -> str:
-        """What to think of times taken now; empty where nothing else ran before."""
-        if self.load < BUSY_LOAD:
-            return ""
-        return (
-            f"Other programs kept this machine busy (load {self.load:.1f}) before this began: do not trust the times."
-        )
-
-    def __str__(self) -> str:
-        return (
-            f"{self.processor}, {self.num_cores} cores; {self.system}; Python {self.python}, torch {self.torch}, "
-            f"edgedi {self.edgedi}; {self.date}"
-        )
 
 
 def this_machine() -> Machine:

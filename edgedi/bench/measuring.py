@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from edgedi.bench.contenders import Contender
+from edgedi.bench.report import Result
+from edgedi.errors import EdgediError
 from edgedi.runtime.verify import compare
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """One contender's part of a run: seconds of each round, and its answers against the model's own.
+class EndedEarly(EdgediError):
+    """A contender failed in the middle of a run: ``results`` hold the rounds that all had completed, at least one."""
 
-    ``difference`` is the largest difference of any answer, as a share of the largest value of the model's own answer.
-    """
-
-    name: str
-    seconds: tuple[float, ...]
-    difference: float
-    within_tolerance: bool
+    def __init__(self, reason: str, results: list[Result]) -> None:
+        self.results = results
+        super().__init__(reason)
 
 
 def interleaved(
@@ -35,17 +31,36 @@ def interleaved(
     """Run all ``contenders`` on the inputs whose ``own_answers``, the model's, are given; each round the next input.
 
     A turn is ``repeat`` requests and counts as their median. One request on each input comes before and is not counted.
+    ``EndedEarly`` with what was measured where a contender fails after the first round.
     """
     for contender in contenders:
         for index in range(len(own_answers)):
             contender.seconds(index)
     seconds: list[list[float]] = [[] for _ in contenders]
-    for number in rounds:
-        index = number % len(own_answers)
-        for place in range(len(contenders)):
-            turn = (place + number) % len(contenders)
-            times = [contenders[turn].seconds(index) for _ in range(repeat)]
-            seconds[turn].append(statistics.median(times))
+    try:
+        for number in rounds:
+            _round(contenders, seconds, number, number % len(own_answers), repeat)
+    except EdgediError as error:
+        complete = min(map(len, seconds))
+        if not complete:
+            raise
+        results = _results(contenders, [taken[:complete] for taken in seconds], own_answers)
+        raise EndedEarly(f"after {complete} complete rounds: {error}", results) from error
+    return _results(contenders, seconds, own_answers)
+
+
+def _round(
+    contenders: Sequence[Contender], seconds: Sequence[list[float]], number: int, index: int, repeat: int
+) -> None:
+    for place in range(len(contenders)):
+        turn = (place + number) % len(contenders)
+        times = [contenders[turn].seconds(index) for _ in range(repeat)]
+        seconds[turn].append(statistics.median(times))
+
+
+def _results(
+    contenders: Sequence[Contender], seconds: Sequence[Sequence[float]], own_answers: Sequence[list[Tensor]]
+) -> list[Result]:
     return [_result(contender, taken, own_answers) for contender, taken in zip(contenders, seconds, strict=True)]
 
 

@@ -16,6 +16,8 @@ class Settings:
     model: str
     shapes: tuple[tuple[int, ...], ...] = ((1, 3, 224, 224),)
     num_local: int = 2
+    counts: tuple[int, ...] = ()
+    """With how many of the workers to run besides all of them, for the curve of speedups."""
     workers: tuple[str, ...] = ()
     planners: tuple[str, ...] = ("oodp",)
     engines: tuple[str, ...] | None = None
@@ -24,6 +26,13 @@ class Settings:
     repeat: int = 1
     threads: int = 1
     key: str | None = None
+
+    def __post_init__(self) -> None:
+        given = len(self.workers) or self.num_local
+        if any(count > given for count in self.counts):
+            raise ValueError(
+                f"--counts {','.join(map(str, self.counts))}: there are {given} workers; give at most those"
+            )
 
     @property
     def wanted_engines(self) -> tuple[str, ...]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from edgedi.bench.comparison import Report, Single, Split
 from edgedi.bench.demo import Demo, Row
 from edgedi.bench.numbers import Ratio, spread, times_as_fast
+from edgedi.bench.report import Report, Single, Split
 
 
 def milliseconds(seconds: float) -> str:
@@ -84,9 +84,12 @@ def demo_remarks(demo: Demo) -> Iterator[str]:
 def planners_table(report: Report) -> Table:
     """One row for each planner; the first, one worker alone, is the base."""
     settings = report.settings
-    title = f"{settings.model}, {len(report.workers)} workers; milliseconds over {settings.rounds} interleaved rounds"
+    title = f"{settings.model}, {len(report.workers)} workers; milliseconds over {report.num_rounds} interleaved rounds"
     best = (f"times {report.best}",) if report.best else ()
-    heads = ("median", "min", "middle half", "times 1 worker", *best, "predicted", "compute alone", "kB", "difference")
+    heads = (
+        "median", "min", "middle half", "times 1 worker", *best, "efficiency", "bound", "of the bound", "predicted",
+        "off by", "kB", "difference",
+    )  # fmt: skip
     table = _table(title, "planner", heads)
     for split in report.splits:
         table.add_row(*_split_cells(split))
@@ -100,8 +103,11 @@ def _split_cells(split: Split) -> list[str]:
         *_times(split.result.seconds),
         _ratio(split.speedup),
         *against,
+        f"{split.efficiency:.0%}",
+        milliseconds(split.bound_s),
+        f"{split.share_of_bound.median:.0%}",
         milliseconds(split.plan.predicted_s),
-        milliseconds(split.compute_s),
+        f"{split.off_by:+.0%}",
         f"{split.traffic.total_bytes / 1000:.0f}",
         f"{split.result.difference:.1e}",
     ]
@@ -148,11 +154,31 @@ def remarks(report: Report) -> Iterator[str]:
     yield str(report.machine)
     yield (
         "times: how many times as fast, the median of ratios within each round and its 95 % interval; middle half: the "
-        "quartiles; predicted, compute alone: the plan's cost with and without communication; kB: sent for one "
-        "request, all links together; difference: largest, as a share of the model's largest value."
+        "quartiles; efficiency: the speedup for each worker; bound: the same plan with no communication, every "
+        "worker's layers measured at once before the rounds; kB: sent for one request, all links together; difference: "
+        "largest, as a share of the model's largest value."
     )
+    yield from caveats(report)
+
+
+def caveats(report: Report) -> Iterator[str]:
+    """What keeps the numbers from saying more than they do, a sentence each; also what the run did not come to."""
+    if report.ended:
+        yield f"THE RUN ENDED EARLY {report.ended}"
     if report.machine.busy:
         yield report.machine.busy
+    if report.disturbed:
+        rounds = ", ".join(str(disturbance.round + 1) for disturbance in report.disturbed)
+        yield (
+            f"In {len(report.disturbed)} of {report.num_rounds} rounds others had the processors (more than 2 % stolen "
+            f"or 5 % used by other programs); they are counted: {rounds}."
+        )
+    for memory in report.memory:
+        peak, above = (f"{count / 1e6:.0f} MB" for count in (memory.peak_bytes, memory.above_bytes))
+        yield (
+            f"Peak memory of {memory.worker}: {peak} resident, {above} above what it had right after its imports; told "
+            "by the worker itself, all planners of the run together."
+        )
     if not report.pinned:
         yield "Workers are not pinned by this command: it does not own them, or there are fewer cores than threads."
     if report.settings.workers and report.singles:

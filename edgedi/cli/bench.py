@@ -33,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="edgedi-bench",
         description="Measure a network on one worker, on several and in other engines, all in one interleaved run.",
-        epilog="Exit code: 0, 1 where an answer is not the model's own, 2 for what prevents running, 130 after Ctrl-C.",
+        epilog="Exit code: 0, 1 where an answer is not the model's own, 2 for what prevents running or ends it early, "
+        "130 after Ctrl-C.",
         allow_abbrev=False,
     )
     what = made.add_mutually_exclusive_group(required=True)
@@ -55,7 +56,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--threads", type=_positive, metavar="N", help="threads, and cores, of each local worker and "
                       "each engine (default 1)")  # fmt: skip
     made.add_argument("--key", metavar="FILE", help="your key pair, for workers that ask for one")
+    made.add_argument("--counts", type=_counts, metavar="K,...", help="run the planners with the first K workers only, "
+                      "too: the curve of speedups")  # fmt: skip
     made.add_argument("--json", type=Path, metavar="FILE", help="write every number, and what it was measured on")
+    made.add_argument("--html", type=Path, metavar="FILE", help="write a page with the tables and figures of the run")
     made.add_argument("--version", action="version", version=f"edgedi {software_version()}")
     return made
 
@@ -66,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         _check_writable(arguments.json)
+        _check_writable(arguments.html)
         return _demo(arguments) if arguments.demo else _compare(arguments)
     except KeyboardInterrupt:
         print("edgedi-bench: interrupted", file=sys.stderr)
@@ -82,7 +87,7 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
     made = parser()
     arguments = made.parse_args(argv)
     if arguments.demo:
-        for name in ("input", "local", "workers", "planners", "against", "repeat", "threads", "key"):
+        for name in ("input", "local", "workers", "planners", "against", "repeat", "threads", "key", "counts", "html"):
             if getattr(arguments, name) is not None:
                 made.error(f"--demo does not take --{name}; it takes --rounds and --json")
     return arguments
@@ -112,6 +117,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     teller.say("loading torch")
     from edgedi.bench.as_json import report_json
     from edgedi.bench.comparison import run_comparison
+    from edgedi.bench.html import report_page
     from edgedi.bench.tables import engines_table, planners_table, remarks
 
     settings = Settings(
@@ -119,6 +125,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         shapes=arguments.input or ((1, 3, 224, 224),),
         num_local=arguments.local or 2,
         workers=arguments.workers or (),
+        counts=arguments.counts or (),
         planners=arguments.planners or ("oodp",),
         engines=arguments.against,
         rounds=arguments.rounds,
@@ -132,7 +139,12 @@ def _compare(arguments: argparse.Namespace) -> int:
         console.print(engines_table(report))
     for remark in remarks(report):
         console.print(remark, markup=False)
-    return _end(arguments.json, lambda: report_json(report), same=report.same)
+    _write(arguments.html, lambda: report_page(report, report_json(report)))
+    code = _end(arguments.json, lambda: report_json(report), same=report.same)
+    if report.ended:
+        print(f"edgedi-bench: ended early {report.ended}", file=sys.stderr)
+        return WRONG_USE
+    return code
 
 
 def _tellers() -> tuple[Teller, Console]:
@@ -153,9 +165,13 @@ def _check_writable(path: Path | None) -> None:
             path.unlink()
 
 
-def _end(path: Path | None, text: Callable[[], str], *, same: bool) -> int:
+def _write(path: Path | None, text: Callable[[], str]) -> None:
     if path is not None:
         path.write_text(text() + "\n", encoding="utf-8")
+
+
+def _end(path: Path | None, text: Callable[[], str], *, same: bool) -> int:
+    _write(path, text)
     if not same:
         print("edgedi-bench: an answer differs from the model's own, see the column 'difference'", file=sys.stderr)
         return DIFFERENT
@@ -176,6 +192,10 @@ def _shapes(text: str) -> tuple[tuple[int, ...], ...]:
     if not all(length.isdecimal() and int(length) > 0 for shape in shapes for length in shape):
         raise argparse.ArgumentTypeError(f"{text!r} is not a shape such as 1x3x224x224, or several joined by commas")
     return tuple(tuple(int(length) for length in shape) for shape in shapes)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(sorted({_positive(part) for part in text.split(",")}))
 
 
 def _addresses(text: str) -> tuple[str, ...]:

@@ -114,14 +114,15 @@ def _measure(
     for number, (key, program) in enumerate(programs.items(), start=1):
         say(f"measuring {key[0]} 1/{key[1]} ({number} of {len(programs)})")
         layers = shipment.describe(ProgramSet(graph=graph, programs={0: program}), 0)
-        message = Measure(program=str(program), layers=layers, weights=_weight_specs(layers, shipment), repeats=REPEATS)
+        message = Measure(program=str(program), layers=layers, weights=weight_specs(layers, shipment), repeats=REPEATS)
         answers = {link: coordinator.ask(link, message, Measured) for link in links}
         for link, answer in answers.items():
             results[link][key] = answer_of(answer, MEASURE_TIMEOUT_S, "measuring layers")
     return results
 
 
-def _weight_specs(layers: tuple[dict[str, Any], ...], shipment: Shipment) -> tuple[dict[str, Any], ...]:
+def weight_specs(layers: tuple[dict[str, Any], ...], shipment: Shipment) -> tuple[dict[str, Any], ...]:
+    """Digest, element type and shape of every weight that described layers name."""
     tensors = {digest: shipment.tensors[digest] for digest in digests_of(layers)}
     return tuple({"digest": d, "dtype": element_type(t), "shape": tuple(t.shape)} for d, t in tensors.items())
 
@@ -145,7 +146,7 @@ def deploy_message(
         num_participants=num_participants,
         program=str(programs.programs[participant]),
         layers=layers,
-        weights=_weight_specs(layers, shipment),
+        weights=weight_specs(layers, shipment),
         peers=peers,
         graph_digest=programs.graph.digest,
         plan_digest=programs.plan_digest or programs.digest,

@@ -27,6 +27,8 @@ from edgedi.partition.capture import Capture, as_arguments, capture_model
 from edgedi.partition.placement import Placement
 from edgedi.partition.plan import Plan
 from edgedi.partition.profile import ClusterProfile
+from edgedi.partition.program import ProgramSet
+from edgedi.runtime.alone import seconds_alone
 from edgedi.runtime.coordinator import Coordinator, Request, new_run
 from edgedi.runtime.dealer import Dealer
 from edgedi.runtime.deployment import Deployer, Deployment
@@ -38,6 +40,7 @@ from edgedi.runtime.tensors import in_wire_order
 from edgedi.runtime.trace import RequestTrace, Span, trace_json
 from edgedi.runtime.tracing import Recording, trace_path
 from edgedi.runtime.verify import Comparison, compare, first_difference
+from edgedi.runtime.weights import weight_digest
 
 log = logging.getLogger("edgedi")
 STATISTICS_TIMEOUT_S = 5.0
@@ -192,6 +195,23 @@ class Session:
         if self._last is None or not self._last.deployments:
             raise WorkerLost("no plan is deployed: every worker is lost")
         return self._last
+
+    @property
+    def programs(self) -> ProgramSet:
+        """What each participant runs under the plan of the latest request, and the graph that they run."""
+        return self._latest().programs
+
+    def layer_seconds(self) -> tuple[Mapping[str, float], ...]:
+        """Measure the latest plan's bound: per worker, what its share of each layer takes while nobody exchanges."""
+        latest = self._latest()
+        weights = latest.capture.weights
+        return seconds_alone(self._coordinator, latest.programs, weights, latest.links, weight_digest)
+
+    def _latest(self) -> Deployment:
+        with self._lock:
+            if not self._deployments:
+                raise WorkerLost("no plan is deployed: every worker is lost")
+            return next(reversed(self._deployments.values()))
 
     @property
     def workers(self) -> tuple[str, ...]:

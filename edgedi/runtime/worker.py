@@ -108,6 +108,8 @@ class Worker:
         """``context`` is its owner's and stays open; ``home_endpoint`` is a way in for that process alone (inproc)."""
         self._options, self._clock = options, clock
         self._home_endpoint = home_endpoint
+        self._baseline_memory_bytes = device_facts.memory_bytes()
+        """After the imports, before anything is served: ``import torch`` alone is half a gigabyte on some machines."""
         self._pinned: dict[state.Epoch, tuple[str, ...]] = {}
         self._packer = fused.Packer() if fused.available() and options.device == "cpu" else None
         self._store = WeightStore(options.memory_limit_bytes, device=options.device, packer=self._packer)
@@ -427,6 +429,7 @@ class Worker:
             "weight_bytes": self._store.num_bytes,
             "dropped_pieces": self._state.num_dropped,
             "peak_memory_bytes": device_facts.peak_memory_bytes(),
+            "baseline_memory_bytes": self._baseline_memory_bytes,
         }
         self._send(action.link, Statistics(session=action.session, values=values))
 

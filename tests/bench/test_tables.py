@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from edgedi.bench.demo import Demo, Row, SamePredictions
-from edgedi.bench.machine import Machine, this_machine
-from edgedi.bench.measuring import Result
+from edgedi.bench.machine import this_machine
+from edgedi.bench.report import Machine, Result
 from edgedi.bench.tables import demo_digits, demo_remarks, demo_table, milliseconds
 
 DIGITS = SamePredictions(

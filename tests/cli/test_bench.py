@@ -67,7 +67,14 @@ def test_local_workers_planners_and_an_engine_in_one_run(tmp_path: Path, capsys:
     assert single["between_workers_bytes"] == 0
     assert equal["between_workers_bytes"] > 0
     assert single["home_bytes"] == 4 * (3 * 16 * 16 + 5)
-    assert equal["predicted_s"] >= equal["predicted_compute_s"] > 0
+    assert equal["predicted_s"] >= equal["predicted_bound_s"] > 0
+    assert equal["bound_is_measured"] is True
+    assert 0 < equal["bound_s"] < equal["median_s"]
+    assert equal["share_of_bound"]["median"] == pytest.approx(equal["bound_s"] / equal["median_s"])
+    assert equal["efficiency"] == pytest.approx(equal["times_as_fast_as_best_engine"]["median"] / 2)
+    halos = {link: count for link, count in equal["bytes_per_link"].items() if "home" not in link}
+    assert sum(halos.values()) == equal["between_workers_bytes"]
+    assert [0 < memory["baseline_bytes"] <= memory["peak_bytes"] for memory in found["memory"]] == [True] * 2
     assert found["machine"]["torch"] == torch.__version__
     assert "measuring 4 contenders in turn" in printed.err
 

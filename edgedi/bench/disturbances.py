@@ -1,0 +1,88 @@
+"""Which rounds others disturbed: processor time that the hypervisor took, or that programs not of this run used.
+
+Marked, never dropped: whoever reads the times decides what to think of them. From the counters of Linux; elsewhere, and
+where workers are on other machines, no round is marked.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgedi.bench.report import Disturbance
+
+MOST_STEAL_SHARE = 0.02
+MOST_FOREIGN_SHARE = 0.05
+"""Of all processor time of a round: above these it is marked."""
+_LEAST_S = 0.03
+"""The counters tick every 10 ms: less than three ticks say nothing."""
+_TICKS_PER_S = float(os.sysconf("SC_CLK_TCK")) if hasattr(os, "sysconf") else 100.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Seconds counted up to now: by the clock, of busy processors, stolen from them, and used by our processes."""
+
+    clock_s: float
+    busy_s: float
+    steal_s: float
+    own_s: float
+
+
+def machine_seconds(stat: str, ticks_per_s: float) -> tuple[float, float]:
+    """(busy, stolen) seconds of all processors, from the text of ``/proc/stat``."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, stat.split("\n", 1)[0].split()[1:9])
+    return (user + nice + system + irq + softirq) / ticks_per_s, steal / ticks_per_s
+
+
+def process_seconds(stat: str, ticks_per_s: float) -> float:
+    """Processor seconds of one process, from the text of ``/proc/N/stat``; its name may hold spaces and brackets."""
+    fields = stat.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / ticks_per_s
+
+
+def judged(number: int, before: Reading, after: Reading, num_cores: int) -> Disturbance | None:
+    """The disturbance of round ``number``; ``None`` where there was none worth a mark."""
+    total_s = max(1e-9, (after.clock_s - before.clock_s) * num_cores)
+    steal_s = after.steal_s - before.steal_s
+    foreign_s = max(0.0, after.busy_s - before.busy_s - (after.own_s - before.own_s))
+    stolen = steal_s >= max(_LEAST_S, MOST_STEAL_SHARE * total_s)
+    foreign = foreign_s >= max(_LEAST_S, MOST_FOREIGN_SHARE * total_s)
+    if not stolen and not foreign:
+        return None
+    return Disturbance(round=number, steal_share=steal_s / total_s, foreign_share=foreign_s / total_s)
+
+
+def watched(
+    rounds: Iterable[int], read: Callable[[], Reading | None], num_cores: int, note: Callable[[Disturbance], None]
+) -> Iterator[int]:
+    """``rounds``, with a reading around each; ``note`` hears of those that were disturbed."""
+    for number in rounds:
+        before = read()
+        yield number
+        after = read()
+        if before is not None and after is not None:
+            found = judged(number, before, after, num_cores)
+            if found is not None:
+                note(found)
+
+
+def reader(process_ids: Sequence[int]) -> Callable[[], Reading | None]:
+    """Reads the counters of this machine; ours are this process and ``process_ids``. ``None`` where there are none."""
+
+    def read() -> Reading | None:
+        try:
+            busy_s, steal_s = machine_seconds(Path("/proc/stat").read_text(encoding="ascii"), _TICKS_PER_S)
+            own_s = sum(map(_process_s, ("self", *map(str, process_ids))))
+        except (OSError, ValueError):
+            return None
+        return Reading(clock_s=time.monotonic(), busy_s=busy_s, steal_s=steal_s, own_s=own_s)
+
+    return read
+
+
+def _process_s(name: str) -> float:
+    return process_seconds(Path(f"/proc/{name}/stat").read_text(encoding="utf-8", errors="replace"), _TICKS_PER_S)

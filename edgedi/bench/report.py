@@ -1,0 +1,209 @@
+"""What a comparison found, as values: what ran, how long it took, what was sent, and where. Pure: no torch, no clock.
+
+Everything that tables, JSON, the HTML page and verdicts say is computed from these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edgedi.bench.numbers import Ratio, Spread, spread, times_as_fast
+from edgedi.bench.settings import Settings
+from edgedi.partition.plan import HOME, Plan
+from edgedi.partition.program import ProgramSet, participant_name
+from edgedi.partition.simulate import simulate
+
+ONE_WORKER = "single"
+"""The planner that uses the best worker alone: the base of every speedup."""
+BUSY_LOAD = 0.5
+"""From so many processes on, running on average of the minute before we began, the machine counts as busy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The machine that the command runs on, and what runs there. A claim carries its evidence."""
+
+    processor: str
+    num_cores: int
+    system: str
+    python: str
+    torch: str
+    edgedi: str
+    load: float
+    command: str
+    date: str
+
+    @property
+    def busy(self) -> str:
+        """What to think of times taken now; empty where nothing else ran before."""
+        if self.load < BUSY_LOAD:
+            return ""
+        return (
+            f"Other programs kept this machine busy (load {self.load:.1f}) before this began: do not trust the times."
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.processor}, {self.num_cores} cores; {self.system}; Python {self.python}, torch {self.torch}, "
+            f"edgedi {self.edgedi}; {self.date}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Payload bytes of one request: between the coordinator and workers (both ways), and among the workers."""
+
+    home_bytes: int
+    between_workers_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything that one request moves."""
+        return self.home_bytes + self.between_workers_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """One worker's resident memory: now largest, and right after its imports, before it had served anybody."""
+
+    worker: str
+    peak_bytes: int
+    baseline_bytes: int
+
+    @property
+    def above_bytes(self) -> int:
+        """What serving cost: all planners of the run together, as they share the workers."""
+        return max(0, self.peak_bytes - self.baseline_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disturbance:
+    """A round in which others had the processors: shares of all processor time of the round."""
+
+    round: int
+    steal_share: float
+    foreign_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One contender's part of a run: seconds of each round, and its answers against the model's own.
+
+    ``difference`` is the largest difference of any answer, as a share of the largest value of the model's own answer.
+    """
+
+    name: str
+    seconds: tuple[float, ...]
+    difference: float
+    within_tolerance: bool
+
+    @property
+    def spread(self) -> Spread:
+        """The seconds in short."""
+        return spread(self.seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """A planner's part of the run. ``programs`` are what the workers ran, with the graph.
+
+    ``layer_s[k]`` is what each layer of worker k's program took it, measured in this run while all workers computed at
+    once and nobody exchanged anything; empty where that was not measured.
+    """
+
+    result: Result
+    planner: str
+    plan: Plan
+    programs: ProgramSet
+    traffic: Traffic
+    speedup: Ratio
+    against_best: Ratio | None
+    layer_s: tuple[Mapping[str, float], ...] = ()
+
+    @property
+    def num_workers(self) -> int:
+        """How many workers the planner could use: one by its nature, or all given, even if its plan uses fewer."""
+        return 1 if self.planner == ONE_WORKER else self.plan.num_workers
+
+    @property
+    def predicted_bound_s(self) -> float:
+        """What the plan predicts of computing alone."""
+        return sum(segment.cost.compute_s for segment in self.plan.segments)
+
+    @property
+    def bound_s(self) -> float:
+        """Seconds of the same plan with no communication: measured where it was, else predicted."""
+        return sum(self.segment_s(index) for index in range(len(self.plan.segments)))
+
+    def segment_s(self, index: int) -> float:
+        """Computing seconds of one segment's slowest worker; predicted for what no worker runs."""
+        segment = self.plan.segments[index]
+        if not self.layer_s or segment.on == HOME:
+            return segment.cost.compute_s
+        names = [layer.name for layer in self.programs.graph.layers[segment.layers.start : segment.layers.stop]]
+        return max(sum(taken.get(name, 0.0) for name in names) for taken in self.layer_s)
+
+    @property
+    def share_of_bound(self) -> Ratio:
+        """The speed reached, as a share of the speed with no communication."""
+        return times_as_fast(self.result.seconds, (self.bound_s,) * len(self.result.seconds))
+
+    @property
+    def efficiency(self) -> float:
+        """The speedup for each worker given: over the best engine where there is one, else over one worker."""
+        return (self.against_best or self.speedup).median / self.num_workers
+
+    @property
+    def off_by(self) -> float:
+        """The predicted time against the measured one: 0.1 is predicted a tenth too long."""
+        return self.plan.predicted_s / self.result.spread.median_s - 1
+
+
+def link_bytes(split: Split) -> tuple[tuple[str, str, int], ...]:
+    """(source, target, payload bytes) of one request on every link, from a dry-run of the programs: exact."""
+    counted = simulate(split.programs).bytes_per_link
+    return tuple((participant_name(s), participant_name(t), count) for (s, t), count in sorted(counted.items()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Single:
+    """An engine's part of the run. ``own_default`` is the same engine in the precision that it would pick by itself."""
+
+    result: Result
+    version: str
+    precision: str
+    speedup: Ratio
+    own_default: Single | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Everything that one run found.
+
+    ``not_compared`` says why, by engine. ``ended`` says why the rounds ended before all were run, and is empty if they
+    did not: then every contender has the complete rounds before that.
+    """
+
+    settings: Settings
+    machine: Machine
+    workers: tuple[str, ...]
+    pinned: bool
+    splits: tuple[Split, ...]
+    singles: tuple[Single, ...]
+    best: str | None
+    not_compared: Mapping[str, str]
+    memory: tuple[Memory, ...] = ()
+    disturbed: tuple[Disturbance, ...] = ()
+    ended: str = ""
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds that every contender completed."""
+        return len(self.splits[0].result.seconds)
+
+    @property
+    def same(self) -> bool:
+        """Whether every answer in float32 was the model's own."""
+        results = [split.result for split in self.splits] + [single.result for single in self.singles]
+        return all(result.within_tolerance for result in results)

@@ -1,0 +1,45 @@
+"""The bound of a plan, measured: every worker computes its share of each layer, all at once, and nobody exchanges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from edgedi.partition.program import Program, ProgramSet, Run
+from edgedi.runtime.coordinator import Coordinator, answer_of
+from edgedi.runtime.loading import Shipment
+from edgedi.runtime.messages import Measure, Measured
+from edgedi.runtime.profiler import MEASURE_TIMEOUT_S, weight_specs
+
+REPEATS = 10
+
+
+def seconds_alone(
+    coordinator: Coordinator,
+    programs: ProgramSet,
+    weights: Mapping[str, Any],
+    links: Sequence[int],
+    digest: Callable[[Any], str],
+) -> tuple[dict[str, float], ...]:
+    """Seconds of every layer in each worker's program, by worker in the order of ``links``; the least of the repeats.
+
+    Weights are noise that the workers make, so that nothing large is sent.
+    """
+    shipment = Shipment(weights, digest)
+    asked = {
+        participant: coordinator.ask(link, _message(programs, participant, shipment), Measured)
+        for participant, link in enumerate(links)
+        if _computing(programs.programs[participant])
+    }
+    found = {p: answer_of(future, MEASURE_TIMEOUT_S, "measuring the bound").seconds for p, future in asked.items()}
+    return tuple({row[0]: row[3] for row in found.get(participant, ())} for participant in range(len(links)))
+
+
+def _computing(program: Program) -> tuple[Run, ...]:
+    return tuple(instruction for instruction in program.instructions if isinstance(instruction, Run))
+
+
+def _message(programs: ProgramSet, participant: int, shipment: Shipment) -> Measure:
+    program = Program(participant=0, instructions=_computing(programs.programs[participant]))
+    layers = shipment.describe(ProgramSet(graph=programs.graph, programs={0: program}), 0)
+    return Measure(program=str(program), layers=layers, weights=weight_specs(layers, shipment), repeats=REPEATS)
