@@ -57,6 +57,13 @@ PURE = (
     "edgedi.runtime.wire",
     "edgedi.runtime.*_state",
     "edgedi.runtime.trace",
+    "edgedi.bench",
+    "edgedi.bench.settings",
+    "edgedi.bench.numbers",
+    "edgedi.bench.report",
+    "edgedi.bench.words",
+    "edgedi.bench.html",
+    "edgedi.bench.html.*",
 )
 NOT_PURE = ("edgedi.partition.capture*", "edgedi.partition.aten*")
 EFFECTS = frozenset(

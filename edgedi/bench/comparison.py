@@ -185,6 +185,7 @@ class _Run:
         workers: tuple[str, ...],
     ) -> Report:
         singles = _singles(engines, results)
+        complete = len(results[ONE_WORKER].seconds)
         best = min(singles, key=lambda single: single.result.spread.median_s, default=None)
         return Report(
             settings=self._settings,
@@ -196,7 +197,7 @@ class _Run:
             best=best.result.name if best else None,
             not_compared=self._not_compared,
             memory=memory,
-            disturbed=tuple(self._disturbed),
+            disturbed=tuple(each for each in self._disturbed if each.round < complete),
             ended=self._ended,
         )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
+import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -44,17 +46,18 @@ def _find(name: str) -> Callable[[], Any]:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise ValueError(f"--model {name}: module {module_name} does not import: {error}") from error
+        near = like(module_name, (found.name for found in pkgutil.iter_modules()))
+        raise ValueError(f"--model {name}: module {module_name} does not import: {error}{near}") from error
     found = getattr(module, attribute, None)
     if not callable(found):
-        raise ValueError(f"--model {name}: {module_name} has no callable {attribute!r}{_like(module, attribute)}")
+        near = like(attribute, (each for each in dir(module) if not each.startswith("_")))
+        raise ValueError(f"--model {name}: {module_name} has no callable {attribute!r}{near}")
     return found
 
 
-def _like(module: Any, attribute: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(attribute, [n for n in dir(module) if not n.startswith("_")], n=3)
+def like(wrong: str, names: Iterable[str]) -> str:
+    """What may have been meant, as the end of a sentence; nothing where no name is near."""
+    close = difflib.get_close_matches(wrong, list(names), n=3)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 

@@ -13,6 +13,7 @@ from edgedi.bench.settings import Settings
 from edgedi.partition.plan import HOME, Plan
 from edgedi.partition.program import ProgramSet, participant_name
 from edgedi.partition.simulate import simulate
+from edgedi.runtime.trace import Span
 
 ONE_WORKER = "single"
 """The planner that uses the best worker alone: the base of every speedup."""
@@ -120,6 +121,8 @@ class Split:
     speedup: Ratio
     against_best: Ratio | None
     layer_s: tuple[Mapping[str, float], ...] = ()
+    spans: tuple[Span, ...] = ()
+    """What every participant did during one request, traced after the rounds."""
 
     @property
     def num_workers(self) -> int:

@@ -8,14 +8,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from edgedi.bench.demo import Demo, Row
-from edgedi.bench.numbers import Ratio, spread, times_as_fast
+from edgedi.bench.numbers import spread, times_as_fast
 from edgedi.bench.report import Report, Single, Split
-
-
-def milliseconds(seconds: float) -> str:
-    """Seconds as milliseconds, with the digits that mean something."""
-    value = 1000 * seconds
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+from edgedi.bench.words import caveats, memory_remarks, milliseconds, ratio_text
 
 
 def _table(title: str, first: str, heads: tuple[str, ...]) -> Table:
@@ -57,7 +52,7 @@ def _demo_cells(row: Row) -> list[str]:
         row.network,
         milliseconds(one.median_s),
         milliseconds(both.median_s),
-        _ratio(speedup),
+        ratio_text(speedup),
         f"{speedup.median / 2:.0%}",
         milliseconds(row.predicted_s),
         f"{row.predicted_s / both.median_s - 1:+.0%}",
@@ -97,11 +92,11 @@ def planners_table(report: Report) -> Table:
 
 
 def _split_cells(split: Split) -> list[str]:
-    against = [_ratio(split.against_best)] if split.against_best else []
+    against = [ratio_text(split.against_best)] if split.against_best else []
     return [
         split.result.name,
         *_times(split.result.seconds),
-        _ratio(split.speedup),
+        ratio_text(split.speedup),
         *against,
         f"{split.efficiency:.0%}",
         milliseconds(split.bound_s),
@@ -133,7 +128,7 @@ def _single_cells(single: Single) -> list[str]:
         single.result.name,
         single.version,
         *_times(single.result.seconds),
-        _ratio(single.speedup),
+        ratio_text(single.speedup),
         f"{single.result.difference:.1e}",
         *own,
     ]
@@ -145,10 +140,6 @@ def _times(seconds: tuple[float, ...]) -> list[str]:
     return [milliseconds(found.median_s), milliseconds(found.min_s), middle]
 
 
-def _ratio(ratio: Ratio) -> str:
-    return f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
-
-
 def remarks(report: Report) -> Iterator[str]:
     """What a reader of the tables has to know, a sentence each."""
     yield str(report.machine)
@@ -158,30 +149,5 @@ def remarks(report: Report) -> Iterator[str]:
         "worker's layers measured at once before the rounds; kB: sent for one request, all links together; difference: "
         "largest, as a share of the model's largest value."
     )
+    yield from memory_remarks(report)
     yield from caveats(report)
-
-
-def caveats(report: Report) -> Iterator[str]:
-    """What keeps the numbers from saying more than they do, a sentence each; also what the run did not come to."""
-    if report.ended:
-        yield f"THE RUN ENDED EARLY {report.ended}"
-    if report.machine.busy:
-        yield report.machine.busy
-    if report.disturbed:
-        rounds = ", ".join(str(disturbance.round + 1) for disturbance in report.disturbed)
-        yield (
-            f"In {len(report.disturbed)} of {report.num_rounds} rounds others had the processors (more than 2 % stolen "
-            f"or 5 % used by other programs); they are counted: {rounds}."
-        )
-    for memory in report.memory:
-        peak, above = (f"{count / 1e6:.0f} MB" for count in (memory.peak_bytes, memory.above_bytes))
-        yield (
-            f"Peak memory of {memory.worker}: {peak} resident, {above} above what it had right after its imports; told "
-            "by the worker itself, all planners of the run together."
-        )
-    if not report.pinned:
-        yield "Workers are not pinned by this command: it does not own them, or there are fewer cores than threads."
-    if report.settings.workers and report.singles:
-        yield "The engines ran on this machine, the workers on theirs."
-    for engine, reason in report.not_compared.items():
-        yield f"Not compared: {engine}. {reason}"

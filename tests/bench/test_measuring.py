@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 
+import pytest
 import torch
 from rich.console import Console
 from torch import Tensor
 
-from edgedi.bench.measuring import interleaved
+from edgedi.bench.measuring import EndedEarly, interleaved
 from edgedi.bench.progress import Teller
+from edgedi.errors import WorkerLost
 
 
 class Fake:
@@ -84,3 +86,19 @@ def test_a_terminal_that_cannot_draw_gets_lines():
     teller = Teller(Console(file=text, width=100, force_terminal=True, _environ={"TERM": "dumb"}))
     assert list(teller.rounds(3, "measuring")) == [0, 1, 2]
     assert "measuring: 3 rounds" in text.getvalue()
+
+
+def test_a_contender_that_fails_in_the_middle_leaves_the_complete_rounds():
+    class Failing(Fake):
+        def seconds(self, index: int) -> float:
+            try:
+                return super().seconds(index)
+            except StopIteration:
+                raise WorkerLost("worker local-1 closed the connection") from None
+
+    steady, failing = Fake("a", [], [1.0] * 9), Failing("b", [], [9.0, 2.0, 3.0])
+    with pytest.raises(EndedEarly, match="after 2 complete rounds: worker local-1 closed the connection") as ended:
+        interleaved([steady, failing], OWN, range(5))
+    assert [(result.name, result.seconds) for result in ended.value.results] == [("a", (1.0, 1.0)), ("b", (2.0, 3.0))]
+    with pytest.raises(WorkerLost):
+        interleaved([Fake("a", [], [1.0] * 9), Failing("b", [], [9.0])], OWN, range(5))

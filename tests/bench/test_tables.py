@@ -12,7 +12,8 @@ from rich.table import Table
 from edgedi.bench.demo import Demo, Row, SamePredictions
 from edgedi.bench.machine import this_machine
 from edgedi.bench.report import Machine, Result
-from edgedi.bench.tables import demo_digits, demo_remarks, demo_table, milliseconds
+from edgedi.bench.tables import demo_digits, demo_remarks, demo_table
+from edgedi.bench.words import milliseconds
 
 DIGITS = SamePredictions(
     num_images=360, num_equal=360, num_right=355, num_split=4, num_segments=5, largest_difference=3e-7

@@ -1,0 +1,58 @@
+"""How numbers are written, on a terminal and on the page alike, and what a reader has to know besides. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from edgedi.bench.numbers import Ratio
+from edgedi.bench.report import Report
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds as milliseconds, with the digits that mean something."""
+    value = 1000 * seconds
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def megabytes(count: float) -> str:
+    """Bytes with a unit that suits them, SI."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            value = count / size
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def ratio_text(ratio: Ratio) -> str:
+    """A ratio with its interval."""
+    return f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def caveats(report: Report) -> Iterator[str]:
+    """What keeps the numbers from saying more than they do, a sentence each; also what the run did not come to."""
+    if report.ended:
+        yield f"THE RUN ENDED EARLY {report.ended}"
+    if report.machine.busy:
+        yield report.machine.busy
+    if report.disturbed:
+        rounds = ", ".join(str(disturbance.round + 1) for disturbance in report.disturbed)
+        yield (
+            f"In {len(report.disturbed)} of {report.num_rounds} rounds others had the processors (more than 2 % stolen "
+            f"or 5 % used by other programs); they are counted: {rounds}."
+        )
+    if not report.pinned:
+        yield "Workers are not pinned by this command: it does not own them, or there are fewer cores than threads."
+    if report.settings.workers and report.singles:
+        yield "The engines ran on this machine, the workers on theirs."
+    for engine, reason in report.not_compared.items():
+        yield f"Not compared: {engine}. {reason}"
+
+
+def memory_remarks(report: Report) -> Iterator[str]:
+    """Each worker's peak, and who says so."""
+    for memory in report.memory:
+        peak, above = (megabytes(count) for count in (memory.peak_bytes, memory.above_bytes))
+        yield (
+            f"Peak memory of {memory.worker}: {peak} resident, {above} above what it had right after its imports; told "
+            "by the worker itself, all planners of the run together."
+        )
