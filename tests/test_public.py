@@ -38,7 +38,8 @@ DISTRIBUTE = {
     "local": False,
 }
 SESSION = {
-    "close", "layer_seconds", "placement", "plan", "programs", "spans", "statistics", "stream", "submit", "trace", "workers",
+    "close", "layer_seconds", "placement", "plan", "programs", "spans", "statistics", "stream", "submit", "trace",
+    "workers",
 }  # fmt: skip
 ERRORS = {
     "DeadlineExceeded", "EdgediError", "GraphError", "LocalProtocolError", "PlanError", "ProtocolError",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,9 +23,11 @@ from edgedi.bench.numbers import times_as_fast
 from edgedi.bench.progress import Teller
 from edgedi.bench.report import ONE_WORKER, Disturbance, Machine, Memory, Report, Result, Single, Split, Traffic
 from edgedi.bench.settings import Settings
+from edgedi.errors import EdgediError
 from edgedi.partition.plan import Plan
 from edgedi.partition.program import ProgramSet
 from edgedi.runtime.distribute import distribute
+from edgedi.runtime.trace import Span
 
 _OWN_DEFAULT = {"openvino": "openvino-default"}
 
@@ -40,6 +42,7 @@ class _Facts:
     programs: ProgramSet
     traffic: Traffic
     layer_s: tuple[Mapping[str, float], ...]
+    spans: tuple[Span, ...] = ()
 
 
 def run_comparison(settings: Settings, teller: Teller) -> Report:
@@ -99,7 +102,18 @@ class _Run:
         memory = sessions[0].memory()  # before the bound is measured: that takes memory which requests do not
         facts = [self._facts(session, sent) for session, sent in zip(sessions, traffic, strict=True)]
         results = {result.name: result for result in self._rounds([*sessions, *engines], own)}
+        facts = [replace(known, spans=self._spans(each)) for known, each in zip(facts, sessions, strict=True)]
         return self._put_together(facts, engines, results, memory, sessions[0].session.workers)
+
+    def _spans(self, contender: SessionContender) -> tuple[Span, ...]:
+        """One request traced; none where the run has ended early, or where this is what fails."""
+        if self._ended:
+            return ()
+        try:
+            return contender.session.spans()
+        except EdgediError as error:
+            self._teller.say(f"{contender.name}: no timeline, {error}")
+            return ()
 
     def _facts(self, contender: SessionContender, traffic: Traffic) -> _Facts:
         session = contender.session
@@ -231,4 +245,5 @@ def _split(known: _Facts, results: dict[str, Result], best: Result | None) -> Sp
         speedup=times_as_fast(result.seconds, results[ONE_WORKER].seconds),
         against_best=times_as_fast(result.seconds, best.seconds) if best else None,
         layer_s=known.layer_s,
+        spans=known.spans,
     )

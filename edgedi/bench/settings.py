@@ -30,9 +30,8 @@ class Settings:
     def __post_init__(self) -> None:
         given = len(self.workers) or self.num_local
         if any(count > given for count in self.counts):
-            raise ValueError(
-                f"--counts {','.join(map(str, self.counts))}: there are {given} workers; give at most those"
-            )
+            text = ",".join(map(str, self.counts))
+            raise ValueError(f"--counts {text}: there are {given} workers, so give numbers from 1 to {given}")
 
     @property
     def wanted_engines(self) -> tuple[str, ...]:

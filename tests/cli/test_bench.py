@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from edgedi.bench import comparison, demo, settings
+from edgedi.bench import comparison, demo, progress, settings
 from edgedi.bench.demo import SamePredictions
+from edgedi.bench.progress import Teller
 from edgedi.cli.bench import main
 from edgedi.partition.planners import planners
 from edgedi.runtime.local_workers import LocalWorkers
+from tests.bench.html.reading import read
 
 HERE = Path(__file__).parent
 CHAIN = ("--model", "tiny_networks:chain", "--input", "1x3x16x16")
@@ -109,6 +111,60 @@ def test_engines_that_are_not_installed_are_named(
     assert "--against openvino: no openvino here" in capsys.readouterr().err
 
 
+def test_the_page_of_a_run_has_its_contenders_its_plan_and_one_request(tmp_path: Path):
+    page = tmp_path / "r.html"
+    options = (*CHAIN, "--local", "2", "--planners", "equal", "--counts", "1", "--against", "eager")
+    found = run(*options, "--html", str(page), path=tmp_path / "r.json")
+    assert [split["name"] for split in found["planners"]] == ["single", "equal", "equal on 1"]
+    assert [split["num_workers"] for split in found["planners"]] == [1, 2, 1]
+    shown = read(page.read_text(encoding="utf-8"))
+    assert shown.all("h1")[0].text == "tiny_networks:chain"
+    assert [row.all("td")[0].text for row in shown.all("table")[0].all("tr")[1:]][:3] == [
+        "single",
+        "equal",
+        "equal on 1",
+    ]
+    kinds = {bar.attributes["data-kind"] for bar in shown.all("rect") if "data-kind" in bar.attributes}
+    assert {"compute", "send"} <= kinds
+    numbers = json.loads(shown.all("details")[-1].all("pre")[0].text)
+    assert numbers == found
+
+
+class Killer(Teller):
+    """Ends a worker, of those that the command has started, before round 2."""
+
+    def rounds(self, count: int, what: str) -> Iterator[int]:
+        for number in super().rounds(count, what):
+            if number == 2:
+                os.kill(started[-1].process_ids[0], signal.SIGKILL)
+            yield number
+
+
+started: list[LocalWorkers] = []
+
+
+def test_a_worker_that_leaves_in_the_middle_leaves_a_partial_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def start(count: int, threads: int) -> LocalWorkers:
+        started.append(LocalWorkers(count, threads=threads))
+        return started[-1]
+
+    monkeypatch.setattr(comparison, "start_workers", start)
+    monkeypatch.setattr(progress, "Teller", Killer)
+    path, page = tmp_path / "r.json", tmp_path / "r.html"
+    options = (*CHAIN, "--local", "2", "--planners", "equal", "--against", "none", "--rounds", "6")
+    assert main([*options, "--json", str(path), "--html", str(page)]) == 2
+    printed, found = capsys.readouterr(), json.loads(path.read_text())
+    assert found["num_rounds"] == 2
+    assert found["ended_early"].startswith("after 2 complete rounds: ")
+    assert [len(split["seconds"]) for split in found["planners"]] == [2, 2]
+    assert [split["name"] in printed.out for split in found["planners"]] == [True, True]
+    assert "THE RUN ENDED EARLY after 2 complete rounds" in " ".join(printed.out.split())
+    assert "edgedi-bench: ended early after 2 complete rounds" in printed.err
+    assert "THE RUN ENDED EARLY" in page.read_text(encoding="utf-8")
+
+
 # --- what a user gets wrong -------------------------------------------------------------------------------------------
 
 
@@ -130,6 +186,8 @@ def test_engines_that_are_not_installed_are_named(
         ([*CHAIN, "--rounds", "-1"], ["'-1' is not a number from 1 up"]),
         ([*CHAIN, "--repeat", "1.5"], ["'1.5' is not a number from 1 up"]),
         ([*CHAIN, "--threads", ""], ["'' is not a number from 1 up"]),
+        ([*CHAIN, "--counts", "1,two"], ["'two' is not a number from 1 up"]),
+        (["--demo", "--html", "x.html"], ["--demo does not take --html"]),
     ],
 )
 def test_a_wrong_option_says_what_is_accepted(options: list[str], words: list[str], capsys: pytest.CaptureFixture[str]):
@@ -145,7 +203,12 @@ def test_a_wrong_option_says_what_is_accepted(options: list[str], words: list[st
     [
         (["--model", "resnet50"], ["--model 'resnet50'", "torchvision:NAME or module:callable"]),
         (["--model", "no_such_module:net"], ["no_such_module does not import"]),
-        (["--model", "torchvision:resnet51"], ["no callable 'resnet51'", "did you mean resnet"]),
+        (["--model", "torchvision:resnt50"], ["no callable 'resnt50'", "did you mean resnet"]),
+        (["--model", "torchvison:resnet50"], ["torchvison does not import", "did you mean torchvision"]),
+        (["--model", "tiny_networks:chian"], ["no callable 'chian'", "did you mean chain?"]),
+        (["--model", "tiny_netwroks:chain"], ["did you mean tiny_networks?"]),
+        ([*CHAIN, "--counts", "1,3"], ["--counts 1,3: there are 2 workers, so give numbers from 1 to 2"]),
+        ([*CHAIN, "--html", "no/such/folder/r.html"], ["no/such/folder/r.html"]),
         (["--model", "tiny_networks:not_callable"], ["no callable 'not_callable'"]),
         (["--model", "tiny_networks:broken"], ["RuntimeError: no such weights"]),
         (["--model", "tiny_networks:number"], ["returned a int"]),
@@ -153,7 +216,7 @@ def test_a_wrong_option_says_what_is_accepted(options: list[str], words: list[st
         ([*CHAIN, "--json", "no/such/folder/r.json"], ["no/such/folder/r.json"]),
         ([*CHAIN, "--workers", "127.0.0.1:port", "--against", "none"], ["127.0.0.1:port"]),
         ([*CHAIN, "--workers", "127.0.0.1:1,127.0.0.1:1", "--against", "none"], ["twice"]),
-        ([*CHAIN, "--workers", "127.0.0.1:1", "--key", "no.key", "--against", "none"], ["127.0.0.1:1"]),
+        ([*CHAIN, "--workers", "127.0.0.1:1", "--key", "no.key", "--against", "none"], ["no key at no.key"]),
     ],
 )
 def test_what_prevents_a_run_is_said_and_exits_with_2(

@@ -51,6 +51,22 @@ def own(model: nn.Module, *inputs: torch.Tensor) -> object:
         return model(*inputs)
 
 
+def test_the_layers_of_a_plan_are_measured_with_nobody_exchanging(addresses: list[str]) -> None:
+    model, x = small(), image()
+    with distribute(model, x, addresses, planner="equal") as session:
+        taken, programs = session.layer_seconds(), session.programs.programs
+        assert [set(each) for each in taken] == [set(programs[k].layer_names) for k in range(2)]
+        assert all(0 < seconds < 1 for each in taken for seconds in each.values())
+        assert relative_difference(session(x), own(model, x)) <= TOLERANCE
+        assert session.statistics().local_answers == 0
+
+
+def test_a_worker_tells_its_memory_from_its_imports_on(addresses: list[str]) -> None:
+    with distribute(small(), image(), addresses) as session:
+        for values in session.statistics().workers.values():
+            assert 10_000_000 < values["baseline_memory_bytes"] <= values["peak_memory_bytes"]
+
+
 # --- right answers  ---
 
 

@@ -83,8 +83,8 @@ def timelines(report: Report) -> Markup:
     best = drawn(report)[0]
     see = (
         f"One request of {best.result.name}, traced after the rounds. Colour is computing, its shade changes from "
-        "segment to segment; thin strong bars are sending, hatched is waiting for a piece that has not come. "
-        "Where all rows are full of colour no time is lost. Dashed lines are the beginnings of segments, by their numbers."
+        "segment to segment; thin strong bars are sending, hatched is waiting for a piece. "
+        "Where all rows are full of colour no time is lost. Dashed lines are where segments begin, by their numbers."
     )
     if not best.spans:
         return section("timeline", "Timeline of one request", "No request of this run was traced.")
