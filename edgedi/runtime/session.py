@@ -198,20 +198,13 @@ class Session:
 
     @property
     def programs(self) -> ProgramSet:
-        """What each participant runs under the plan of the latest request, and the graph that they run."""
-        return self._latest().programs
+        """What each participant runs under ``plan``, and the graph that they run."""
+        return self._latest().main.programs
 
     def layer_seconds(self) -> tuple[Mapping[str, float], ...]:
-        """Measure the latest plan's bound: per worker, what its share of each layer takes while nobody exchanges."""
-        latest = self._latest()
-        weights = latest.capture.weights
-        return seconds_alone(self._coordinator, latest.programs, weights, latest.links, weight_digest)
-
-    def _latest(self) -> Deployment:
-        with self._lock:
-            if not self._deployments:
-                raise WorkerLost("no plan is deployed: every worker is lost")
-            return next(reversed(self._deployments.values()))
+        """Measure the bound of ``plan``: per worker, what its share of each layer takes while nobody exchanges."""
+        main = self._latest().main
+        return seconds_alone(self._coordinator, main.programs, main.capture.weights, main.links, weight_digest)
 
     @property
     def workers(self) -> tuple[str, ...]:
