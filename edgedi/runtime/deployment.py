@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from edgedi.errors import WorkerLost
@@ -11,6 +12,7 @@ from edgedi.partition.capture import Capture
 from edgedi.partition.lowering import lower
 from edgedi.partition.placement import Placement, Replica
 from edgedi.partition.plan import HOME, Plan
+from edgedi.partition.probe import links_along
 from edgedi.partition.profile import ClusterProfile, LinkProfile
 from edgedi.partition.program import ProgramSet
 from edgedi.partition.simulate import simulate
@@ -20,10 +22,11 @@ from edgedi.runtime.coordinator import Coordinator
 from edgedi.runtime.executor import LoadedProgram
 from edgedi.runtime.kernels import fused
 from edgedi.runtime.keys import WorkerAddress
+from edgedi.runtime.link_probe import LinkProbe
 from edgedi.runtime.loading import Shipment
 from edgedi.runtime.local_share import LocalShare
-from edgedi.runtime.messages import Hello, Welcome
-from edgedi.runtime.profiler import deploy_message, device_profiles, install, link_profile
+from edgedi.runtime.messages import Deploy, Hello, Welcome
+from edgedi.runtime.profiler import deploy_message, device_profiles, install
 from edgedi.runtime.reference import weights_of
 from edgedi.runtime.version import software_version
 from edgedi.runtime.weights import weight_digest
@@ -75,6 +78,8 @@ class Deployer:
         self._planner, self._objective, self._given, self._say = planner, objective, profile, say
         self._packer = fused.Packer() if fused.available() else None
         self._links: dict[int, LinkProfile] = {}
+        self._pairs: dict[tuple[int, int], LinkProfile] = {}
+        self._probe = LinkProbe(coordinator, session, self._install_probe)
         self._next_epoch = 0
         self.welcomes: list[Welcome] = []
 
@@ -110,22 +115,33 @@ class Deployer:
         self._say(f"deploying {_described(placement)}")
         made = [self._prepared(capture, r, [alive[k] for k in r.workers], verified) for r in placement.replicas]
         shipment = Shipment(capture.weights, weight_digest)
-        messages = {
-            link: deploy_message(
-                one.programs, shipment, self._session, one.epoch, participant, len(one.links),
-                self._peers(one.links, participant), self._coordinator.halo_address if self._is_near(link) else None,
-            )
-            for one in made
-            for participant, link in enumerate(one.links)
-        }  # fmt: skip
+        messages: dict[int, Deploy] = {}
+        for one in made:
+            messages |= self._messages(one.programs, one.epoch, one.links, shipment)
         install(self._coordinator, messages, shipment)
         return tuple(made)
+
+    def _messages(
+        self, programs: ProgramSet, epoch: int, links: Sequence[int], shipment: Shipment
+    ) -> dict[int, Deploy]:
+        """What tells each worker its part, by link."""
+        return {
+            link: deploy_message(
+                programs, shipment, self._session, epoch, participant, len(links),
+                self._peers(links, participant), self._coordinator.halo_address if self._is_near(link) else None,
+            )
+            for participant, link in enumerate(links)
+        }  # fmt: skip
+
+    def _new_epoch(self) -> int:
+        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
+        return epoch
 
     def _prepared(self, capture: Capture, replica: Replica, links: Sequence[int], verified: bool) -> Deployment:
         """A deployment under an epoch of its own, proven by a dry-run, with the coordinator's program loaded."""
         programs = lower(replica.plan, capture.graph)
         simulate(programs)
-        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
+        epoch = self._new_epoch()
         home = LoadedProgram(
             programs.programs[HOME], capture.graph, weights_of(capture), opaque=capture.opaque, packer=self._packer
         )
@@ -181,11 +197,26 @@ class Deployer:
         devices = device_profiles(self._coordinator, capture, welcomes, self._say)
         for link in alive:
             if link not in self._links:
-                self._links[link] = link_profile(self._coordinator, link)
-        slowest = max((self._links[link] for link in alive), key=lambda link: link.latency_s)
-        links = {(HOME, p): self._links[link] for p, link in enumerate(alive)}
+                self._say(f"measuring the link to {self.welcomes[link].name}")
+                self._links[link] = self._probe.to_home(link)
+        links = links_along([self._between(a, b) for a, b in pairwise(alive)])
+        links |= {(HOME, p): self._links[link] for p, link in enumerate(alive)}
         links |= {(p, HOME): self._links[link] for p, link in enumerate(alive)}
-        return ClusterProfile(devices=devices, link=slowest, links=links)
+        return ClusterProfile(devices=devices, links=links)
+
+    def _between(self, one: int, other: int) -> LinkProfile:
+        """The link between two workers, measured when it is first asked for."""
+        pair = (one, other)
+        if pair not in self._pairs:
+            self._say(f"measuring the link between {self.welcomes[one].name} and {self.welcomes[other].name}")
+            self._pairs[pair] = self._probe.between(one, other)
+        return self._pairs[pair]
+
+    def _install_probe(self, programs: ProgramSet, links: Sequence[int]) -> int:
+        epoch = self._new_epoch()
+        shipment = Shipment({}, weight_digest)
+        install(self._coordinator, self._messages(programs, epoch, links, shipment), shipment)
+        return epoch
 
 
 def _described(placement: Placement) -> str:

@@ -44,7 +44,7 @@ class Shipment:
         self.tensors: dict[str, Tensor] = {}
 
     def describe(self, programs: ProgramSet, participant: int) -> tuple[dict[str, Any], ...]:
-        """Descriptions of the layers that ``participant`` runs and of the tensors that they read, in order."""
+        """Descriptions of the layers that ``participant`` runs and of the tensors that it reads, in order."""
         graph, program = programs.graph, programs.programs[participant]
         runs = {i.piece.tensor: i for i in program.instructions if isinstance(i, Run)}
         described: dict[str, dict[str, Any]] = {}
@@ -56,6 +56,10 @@ class Shipment:
             cut = weight_interval(layer, region_of(runs[name].piece))
             digests = {role: self.name(weight, cut) for role, weight in layer.weights.items()}
             described[name] = {**layer.to_dict(), "weights": digests}
+        passed = (
+            i.piece.tensor for i in program.instructions if not isinstance(i, Run)
+        )  # received and sent on, perhaps
+        described |= {t: _input_description(t, graph.spec(t)) for t in passed if t not in described}
         return tuple(described.values())
 
     def name(self, weight: str, cut: Any) -> str:

@@ -6,11 +6,8 @@ beside other caches of the user's.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
-import statistics
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,11 +19,11 @@ from edgedi.partition.capture import Capture
 from edgedi.partition.geometry import Interval
 from edgedi.partition.graph import Layer, LayerGraph
 from edgedi.partition.operators import OPERATOR_TABLE_VERSION, WHOLE, Need, Region, needs
-from edgedi.partition.profile import DeviceProfile, LayerProfile, LinkProfile
+from edgedi.partition.profile import DeviceProfile, LayerProfile
 from edgedi.partition.program import Instruction, Piece, Program, ProgramSet, Run
 from edgedi.runtime.coordinator import Coordinator, answer_of
 from edgedi.runtime.loading import Shipment, digests_of
-from edgedi.runtime.messages import Deploy, Measure, Measured, Ping, Pong, Ready, Weights, Welcome
+from edgedi.runtime.messages import Deploy, Measure, Measured, Ready, Weights, Welcome
 from edgedi.runtime.messages import Need as NeedWeights
 from edgedi.runtime.tensors import element_type, to_wire
 
@@ -206,20 +203,3 @@ def _keep(profile: DeviceProfile, graph: LayerGraph) -> None:
         draft.replace(path)
     except OSError:
         pass  # a cache that cannot be written costs time, not results
-
-
-def link_profile(coordinator: Coordinator, worker: int, clock: Callable[[], float] = time.perf_counter) -> LinkProfile:
-    """Latency from round trips of an empty message, bandwidth from the time that a few megabytes take longer."""
-    trips = []
-    for _ in range(NUM_PINGS):
-        started = clock()
-        answer_of(coordinator.ask(worker, Ping(token=1), Pong), PING_TIMEOUT_S, "measuring a link")
-        trips.append(clock() - started)
-    trip_s = statistics.median(trips)
-    probe = bytearray(os.urandom(8) + bytes(PROBE_BYTES - 8))
-    digest = hashlib.sha256(f"uint8({PROBE_BYTES},)".encode() + bytes(probe)).hexdigest()
-    started = clock()
-    coordinator.tell(worker, Weights(digest=digest, dtype="uint8", shape=(PROBE_BYTES,), payload=probe))
-    answer_of(coordinator.ask(worker, Ping(token=2), Pong), MEASURE_TIMEOUT_S, "measuring a link")
-    extra_s = max(clock() - started - trip_s, 1e-6)
-    return LinkProfile(latency_s=trip_s / 4, bytes_per_s=PROBE_BYTES / extra_s, message_cpu_s=trip_s / 4)

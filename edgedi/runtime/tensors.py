@@ -73,6 +73,11 @@ def from_wire(buffer: Buffer, dtype: str, shape: Sequence[int], layout: str, *, 
     return stored.permute(0, 3, 1, 2) if layout == "nhwc" else stored
 
 
+def noise(shape: Sequence[int]) -> Tensor:
+    """Random float32 in the wire's order of elements, for measurements."""
+    return in_wire_order(torch.rand(tuple(shape)))
+
+
 def element_type(tensor: Tensor) -> str:
     """Name of a tensor's element type, as specs and messages have it."""
     return _NAMES[tensor.dtype]
