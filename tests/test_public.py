@@ -34,6 +34,7 @@ DISTRIBUTE = {
     "allow_local": True,
     "max_in_flight": None,
     "timeout_s": 60.0,
+    "rebalance": True,
     "progress": None,
     "local": False,
 }

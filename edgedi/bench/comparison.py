@@ -158,7 +158,7 @@ class _Run:
 
     def _session(self, name: str, planner: str, addresses: Sequence[str]) -> SessionContender:
         session = distribute(
-            self._network, self._inputs, addresses, planner=planner, key=self._settings.key,
+            self._network, self._inputs, addresses, planner=planner, key=self._settings.key, rebalance=False,
             allow_local=False, progress=self._teller.about(name),
         )  # fmt: skip
         self._stack.enter_context(session)

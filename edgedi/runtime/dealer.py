@@ -16,6 +16,7 @@ class Dealer:
     def __init__(self, deployments: Sequence[Deployment]) -> None:
         self.deployments = tuple(deployments)
         self._lock = threading.Lock()  # over what is outstanding, for a moment
+        self._free: Callable[[Deployment], None] | None = None
 
     @property
     def placement(self) -> Placement:
@@ -47,6 +48,17 @@ class Dealer:
         """A request that ``take`` gave to this deployment has ended."""
         with self._lock:
             deployment.outstanding -= 1
+            free = None if deployment.outstanding else self._free
+        if free is not None:
+            free(deployment)
+
+    def end(self, free: Callable[[Deployment], None]) -> None:
+        """No request is taken from here any more: free each deployment as soon as nothing is outstanding there."""
+        with self._lock:
+            self._free = free
+            idle = [deployment for deployment in self.deployments if not deployment.outstanding]
+        for deployment in idle:
+            free(deployment)
 
     def drop(self, is_lost: Callable[[int], bool]) -> tuple[Deployment, ...]:
         """Leave out replicas that lost a worker (by link number); the deployments that are left out."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from edgedi.errors import WorkerLost
+from edgedi.errors import EdgediError, WorkerLost
+from edgedi.partition.busy import busy_seconds
 from edgedi.partition.capture import Capture
 from edgedi.partition.lowering import lower
 from edgedi.partition.placement import Placement, Replica
 from edgedi.partition.plan import HOME, Plan
 from edgedi.partition.probe import links_along
-from edgedi.partition.profile import ClusterProfile, LinkProfile
+from edgedi.partition.profile import ClusterProfile, DeviceProfile, LinkProfile
 from edgedi.partition.program import ProgramSet
 from edgedi.partition.simulate import simulate
 from edgedi.partition.throughput import place
@@ -52,6 +55,10 @@ class Deployment:
     """Whether one differed: then the plan is not used again."""
     outstanding: int = 0
     """Requests that are under way; its ``Dealer`` counts them."""
+    slowdowns: tuple[float, ...]
+    """Against its profile, how many times as slow the plan takes each of its workers for."""
+    predicted_busy_s: tuple[float, ...]
+    """Seconds per request that each of them is then predicted to compute and send."""
 
     @property
     def plan(self) -> Plan:
@@ -81,7 +88,10 @@ class Deployer:
         self._pairs: dict[tuple[int, int], LinkProfile] = {}
         self._probe = LinkProbe(coordinator, session, self._install_probe)
         self._next_epoch = 0
+        self._making = threading.RLock()  # one deployment at a time: workers answer in order
         self.welcomes: list[Welcome] = []
+        self.slowdowns: dict[int, float] = {}
+        """By link, how many times as slow as its profile a worker has been found to be; the others are as measured."""
 
     def greet(self) -> None:
         """Hear from every worker who it is. ``WorkerLost`` names one that does not answer or is of another version."""
@@ -109,16 +119,48 @@ class Deployer:
 
     def deploy(self, capture: Capture, alive: Sequence[int], *, verified: bool) -> tuple[Deployment, ...]:
         """Place ``capture`` on the workers ``alive`` (link numbers) and install it there: a deployment per replica."""
+        with self._making:
+            cluster, placement = self._place(capture, alive)
+            return self._install(capture, alive, cluster, placement, verified=verified)
+
+    def redeploy(
+        self, capture: Capture, links: Sequence[int], known: Sequence[Deployment], *, verified: bool
+    ) -> tuple[Deployment, ...] | None:
+        """Place ``capture`` anew now that slowdowns are others; ``None`` where ``known`` are still the best, which
+        then predict by the new slowdowns."""
+        with self._making:
+            cluster, placement = self._place(capture, links)
+            before = [(one.links, one.plan.digest) for one in known]
+            if before == [(tuple(links[k] for k in r.workers), r.plan.digest) for r in placement.replicas]:
+                for one, replica in zip(known, placement.replicas, strict=True):
+                    one.replica = replica
+                    one.slowdowns, one.predicted_busy_s = self._expected(capture, cluster, replica, one.programs, links)
+                return None
+            return self._install(capture, links, cluster, placement, verified=verified)
+
+    def _place(self, capture: Capture, alive: Sequence[int]) -> tuple[ClusterProfile, Placement]:
         cluster = self._cluster(capture, alive)
+        if any(link in self.slowdowns for link in alive):
+            cluster = cluster.with_speeds([1 / self.slowdowns.get(link, 1.0) for link in alive])
         self._say("planning")
-        placement = place(capture.graph, cluster, planner=self._planner, objective=self._objective)
+        return cluster, place(capture.graph, cluster, planner=self._planner, objective=self._objective)
+
+    def _install(
+        self, capture: Capture, alive: Sequence[int], cluster: ClusterProfile, placement: Placement, *, verified: bool
+    ) -> tuple[Deployment, ...]:
         self._say(f"deploying {_described(placement)}")
-        made = [self._prepared(capture, r, [alive[k] for k in r.workers], verified) for r in placement.replicas]
+        made = [self._prepared(capture, cluster, replica, alive, verified) for replica in placement.replicas]
         shipment = Shipment(capture.weights, weight_digest)
         messages: dict[int, Deploy] = {}
         for one in made:
             messages |= self._messages(one.programs, one.epoch, one.links, shipment)
-        install(self._coordinator, messages, shipment)
+        try:
+            install(self._coordinator, messages, shipment)
+        except EdgediError:
+            for one in made:  # what others have installed meanwhile
+                with contextlib.suppress(EdgediError):
+                    self._coordinator.retire(self._session, one.epoch, one.links)
+            raise
         return tuple(made)
 
     def _messages(
@@ -137,7 +179,9 @@ class Deployer:
         epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
         return epoch
 
-    def _prepared(self, capture: Capture, replica: Replica, links: Sequence[int], verified: bool) -> Deployment:
+    def _prepared(
+        self, capture: Capture, cluster: ClusterProfile, replica: Replica, alive: Sequence[int], verified: bool
+    ) -> Deployment:
         """A deployment under an epoch of its own, proven by a dry-run, with the coordinator's program loaded."""
         programs = lower(replica.plan, capture.graph)
         simulate(programs)
@@ -145,15 +189,30 @@ class Deployer:
         home = LoadedProgram(
             programs.programs[HOME], capture.graph, weights_of(capture), opaque=capture.opaque, packer=self._packer
         )
+        slowdowns, predicted_busy_s = self._expected(capture, cluster, replica, programs, alive)
         return Deployment(
             capture=capture,
             replica=replica,
             programs=programs,
             epoch=epoch,
             home=home,
-            links=tuple(links),
+            links=tuple(alive[k] for k in replica.workers),
             verified=verified,
+            slowdowns=slowdowns,
+            predicted_busy_s=predicted_busy_s,
         )
+
+    def _expected(
+        self, capture: Capture, cluster: ClusterProfile, replica: Replica, programs: ProgramSet, alive: Sequence[int]
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(slowdown, predicted busy seconds) of each worker of a replica."""
+        slowdowns = tuple(self.slowdowns.get(alive[k], 1.0) for k in replica.workers)
+        return slowdowns, busy_seconds(capture.graph, cluster.subset(replica.workers), replica.plan, programs)
+
+    def unscaled(self, capture: Capture, link: int) -> DeviceProfile:
+        """The profile of one worker as it was given or measured."""
+        with self._making:
+            return self._cluster(capture, [link]).devices[0]
 
     def _peers(self, alive: Sequence[int], me: int) -> tuple[dict[str, Any], ...]:
         mine = self.welcomes[alive[me]].machine

@@ -37,6 +37,7 @@ def distribute(
     allow_local: bool = True,
     max_in_flight: int | None = None,
     timeout_s: float = 60.0,
+    rebalance: bool = True,
     progress: Progress | bool | None = None,
     local: bool = False,
 ) -> Session:
@@ -48,6 +49,7 @@ def distribute(
     (``session.stream``): then workers may answer whole requests each, or stand in a pipeline. ``profile`` (a
     ``ClusterProfile`` or a JSON file) replaces measuring. ``verify`` is ``"first"``, ``"always"`` or ``"never"``.
     ``max_in_flight`` requests are under way at most: 4 by default, for throughput 3 for each worker if that is more.
+    ``rebalance`` plans anew, between requests, when devices change their speed (``balance_state`` says when).
     ``timeout_s`` bounds each request. ``progress`` is called with a line per step; by default a terminal shows them.
     ``local`` gives this process a share of its own, as worker 0: it holds the input already. Beside workers of other
     machines it listens for their halos, and wants a ``key`` then.
@@ -77,7 +79,7 @@ def distribute(
             model, addresses, keypair,
             planner=planner, objective=objective, profile=_read_profile(profile), verify=verify,
             allow_local=allow_local, max_in_flight=max_in_flight or default_in_flight(len(addresses), objective),
-            timeout_s=timeout_s, say=say, local=started, share=share,
+            timeout_s=timeout_s, rebalance=rebalance, say=say, local=started, share=share,
         )  # fmt: skip
     except BaseException:
         if share is not None:

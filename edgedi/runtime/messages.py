@@ -439,6 +439,16 @@ class Statistics:
             _name("a statistic", name)
 
 
+def requests_of(epoch: int) -> str:
+    """Name of the statistic: requests of the asking session that ended under this epoch."""
+    return f"epoch{epoch}_requests"
+
+
+def busy_s_of(epoch: int) -> str:
+    """Name of the statistic: seconds that the worker computed and sent for those requests."""
+    return f"epoch{epoch}_busy_s"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
     """C -> W: note when each instruction of this request, which is yet to begin, starts and stops.

@@ -20,7 +20,7 @@ Note = tuple[int, float, float]
 """Number of an instruction, and when it started and stopped."""
 
 
-class _Changed(LoadedProgram):
+class Changed(LoadedProgram):
     """The same program with the kernel of every RUN and JOIN changed; ``change`` gets the instruction's number."""
 
     def __init__(self, loaded: LoadedProgram, change: Callable[[int, Kernel], Kernel]) -> None:
@@ -51,7 +51,7 @@ class NotedRun(ProgramRun):
     ) -> None:
         self._clock, self._notes = clock, notes
         self._missing_since_s: float | None = None
-        super().__init__(_Changed(loaded, self._noted), inputs)
+        super().__init__(Changed(loaded, self._noted), inputs)
 
     def _noted(self, number: int, kernel: Kernel) -> Kernel:
         def timed(*inputs: Tensor) -> Tensor:

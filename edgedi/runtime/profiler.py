@@ -96,6 +96,18 @@ def device_profiles(
     return tuple(_named(welcome, known[welcome.fingerprint]) for welcome in welcomes.values())
 
 
+def whole_seconds(
+    coordinator: Coordinator, graph: LayerGraph, weights: Mapping[str, Any], link: int
+) -> dict[str, float]:
+    """Seconds of each whole layer on one worker, measured once: how fast it is now, not what it is at its best."""
+    shipment = Shipment(weights, lambda tensor: secrets.token_hex(16))
+    program = _program(graph, {})
+    layers = shipment.describe(ProgramSet(graph=graph, programs={0: program}), 0)
+    message = Measure(program=str(program), layers=layers, weights=weight_specs(layers, shipment), repeats=1)
+    answer = answer_of(coordinator.ask(link, message, Measured), MEASURE_TIMEOUT_S, "measuring layers")
+    return {layer: seconds for layer, _, _, seconds in answer.seconds}
+
+
 def _named(welcome: Welcome, profile: DeviceProfile | None) -> DeviceProfile:
     """The profile of a kind of device as that of one worker."""
     assert profile is not None, "measured where it was not known"

@@ -7,6 +7,7 @@ again. A request that loses its worker is answered by the model itself, here, wh
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
@@ -29,6 +30,7 @@ from edgedi.partition.plan import Plan
 from edgedi.partition.profile import ClusterProfile
 from edgedi.partition.program import ProgramSet
 from edgedi.runtime.alone import seconds_alone
+from edgedi.runtime.balance_state import EVERY_REQUESTS
 from edgedi.runtime.coordinator import Coordinator, Request, new_run
 from edgedi.runtime.dealer import Dealer
 from edgedi.runtime.deployment import Deployer, Deployment
@@ -36,6 +38,7 @@ from edgedi.runtime.keys import KeyPair, WorkerAddress
 from edgedi.runtime.local_share import LocalShare
 from edgedi.runtime.local_workers import LocalWorkers
 from edgedi.runtime.messages import AskStatistics, Close, Statistics
+from edgedi.runtime.rebalance import Rebalancer, SessionPlans, busy_seconds_of
 from edgedi.runtime.tensors import in_wire_order
 from edgedi.runtime.trace import RequestTrace, Span, trace_json
 from edgedi.runtime.tracing import Recording, trace_path
@@ -63,6 +66,12 @@ class SessionStatistics:
     """Payload bytes sent over each link since the session began: ``home -> name`` and back."""
     busy_share: Mapping[str, float]
     """Part of the time that requests were in flight in which each worker computed or sent."""
+    replans: int
+    """How often devices changed their speed so much that another plan was taken."""
+    predicted_busy_s: Mapping[str, float]
+    """Seconds per request that each worker is busy by the plan in use, for the latest input shape."""
+    measured_busy_s: Mapping[str, float]
+    """The same as measured under that plan; workers that have ended no request under it are left out."""
     workers: Mapping[str, Mapping[str, Any]]
     """What each worker counts of itself, all sessions together."""
 
@@ -73,6 +82,8 @@ class _Ticket:
 
     inputs: tuple[Any, ...]
     started_s: float
+    counted: bool = True
+    """Whether it is the user's, and so in the statistics."""
     recording: Recording | None = None
     dealer: Dealer | None = None
     deployment: Deployment | None = None
@@ -100,6 +111,7 @@ class Session:
         allow_local: bool,
         max_in_flight: int,
         timeout_s: float,
+        rebalance: bool,
         say: Progress,
         local: LocalWorkers | None,
         share: LocalShare | None,
@@ -126,6 +138,11 @@ class Session:
         self._coordinator = Coordinator(self._addresses, keypair, share=share)
         self._deployer = Deployer(
             self._coordinator, self._addresses, self._name, planner, profile, say, share, objective
+        )
+        plans = SessionPlans(self._in_use, self._try_out, self._exchange, self._free)
+        unverified = verify == "never"
+        self._rebalancer = (
+            Rebalancer(self._coordinator, self._deployer, self._name, plans, verified=unverified) if rebalance else None
         )
 
     # --- use -------------------------------------------------------------------------------------------------------
@@ -226,6 +243,10 @@ class Session:
             self._coordinator.link_bytes(), enumerate(self._deployer.welcomes), strict=True
         ):
             traffic[f"home -> {index}:{welcome.name}"], traffic[f"{index}:{welcome.name} -> home"] = sent, received
+        in_use, names = self._in_use(), self.workers
+        predicted_busy_s, measured_busy_s = busy_seconds_of(
+            in_use.deployments if in_use is not None else (), lambda link: f"{link}:{names[link]}", counted
+        )
         with self._counting:
             busy = {
                 name: min(1.0, float(values["busy_s"]) / self._total_s) if self._total_s else 0.0
@@ -239,6 +260,9 @@ class Session:
                 predicted_s=self._last.placement.latency_s if self._last and self._last.deployments else 0.0,
                 bytes_per_link=traffic,
                 busy_share=busy,
+                replans=self._rebalancer.num_replans if self._rebalancer is not None else 0,
+                predicted_busy_s=predicted_busy_s,
+                measured_busy_s=measured_busy_s,
                 workers=counted,
             )
 
@@ -256,6 +280,8 @@ class Session:
                 except EdgediError:
                     break
         self._coordinator.close()
+        if self._rebalancer is not None:
+            self._rebalancer.close()
         self._helpers.shutdown(wait=True)
         if self._share is not None:
             self._share.join()
@@ -301,19 +327,20 @@ class Session:
             self._dealers[key] = self._last = made
             while len(self._dealers) > MAX_SHAPES:
                 _, oldest = self._dealers.popitem(last=False)
-                self._retire(oldest.deployments)
+                oldest.end(self._free)
             return made
 
     def _leaves_somebody_out(self, dealer: Dealer, alive: Sequence[int]) -> bool:
         """Drop replicas of lost workers; whether a worker that lives has no replica any more."""
         gone = dealer.drop(lambda link: link not in alive)
-        self._retire(gone)
+        for known in gone:
+            self._free(known)
         served = {link for deployment in dealer.deployments for link in deployment.links}
         return not served or (bool(gone) and not served.issuperset(alive))
 
-    def _retire(self, deployments: Iterable[Deployment]) -> None:
-        for known in deployments:
-            self._coordinator.retire(self._name, known.epoch, known.links)
+    def _free(self, deployment: Deployment) -> None:
+        with contextlib.suppress(EdgediError):  # the session ends: so do its epochs
+            self._coordinator.retire(self._name, deployment.epoch, deployment.links)
 
     def _deploy(self, inputs: tuple[Any, ...], key: Any, alive: Sequence[int]) -> Dealer | None:
         """A new plan for the workers alive; ``None`` if they are lost meanwhile or lack the memory.
@@ -358,6 +385,38 @@ class Session:
             raise ValueError(
                 f"inputs {_describe(inputs)} do not fit the model, which was captured with {wanted}: {error}"
             ) from error
+
+    # --- balance -----------------------------------------------------------------------------------------------------
+
+    def _in_use(self) -> Dealer | None:
+        with self._lock:
+            return next(reversed(self._dealers.values()), None)
+
+    def _try_out(self, deployment: Deployment) -> None:
+        """The latest request once more, under a plan that is not in use yet; of another shape, the next one decides."""
+        inputs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self._last_inputs)
+        with self._lock:
+            known = self._captures.get(_shape_key(inputs))
+        if known is not deployment.capture or not self._slots.acquire(timeout=self._timeout_s):
+            return
+        ticket = _Ticket(inputs=inputs, started_s=time.monotonic(), counted=False)
+        try:
+            self._start(deployment, ticket)
+        except BaseException:
+            self._slots.release()
+            raise
+        ticket.future.result()
+
+    def _exchange(self, old: Dealer, new: Dealer) -> bool:
+        with self._lock:
+            key = next((key for key, dealer in self._dealers.items() if dealer is old), None)
+            if key is None:
+                return False
+            self._dealers[key] = new
+            if self._last is old:
+                self._last = new
+        old.end(self._free)
+        return True
 
     def _trace(self, inputs: tuple[Any, ...]) -> RequestTrace:
         chosen = inputs or self._last_inputs
@@ -458,16 +517,23 @@ class Session:
     def _finish(
         self, ticket: _Ticket, *, answer: Any = None, error: BaseException | None = None, local: bool = False
     ) -> None:
-        with self._counting:
-            self._num_requests += 1
-            self._num_local += local
-            self._last_s = time.monotonic() - ticket.started_s
-            self._total_s += self._last_s
+        if ticket.counted:
+            self._count(ticket, local)
         self._let_go(ticket)
         if error is not None:
             ticket.future.set_exception(error)
         else:
             ticket.future.set_result(answer)
+
+    def _count(self, ticket: _Ticket, local: bool) -> None:
+        with self._counting:
+            self._num_requests += 1
+            self._num_local += local
+            self._last_s = time.monotonic() - ticket.started_s
+            self._total_s += self._last_s
+            due = self._num_requests % EVERY_REQUESTS == 0
+        if due and self._rebalancer is not None and not self._closed:
+            self._rebalancer.wake()
 
     def _let_go(self, ticket: _Ticket) -> None:
         """Make room for another request."""

@@ -44,6 +44,8 @@ from edgedi.runtime.messages import (
     Statistics,
     Traced,
     Welcome,
+    busy_s_of,
+    requests_of,
 )
 from edgedi.runtime.noting import Note, NotedRun
 from edgedi.runtime.patience import Patience
@@ -83,6 +85,9 @@ class _Installed:
     deploy: Deploy
     program: LoadedProgram
     expected: Expected
+    requests: int = 0
+    busy_s: float = 0.0
+    """Spent on the requests counted in ``requests``: computing and sending, not waiting."""
     links: PeerLinks | None = None
     """Made by the first request: only then have all workers of the session let each other in."""
 
@@ -92,6 +97,7 @@ class _Request:
     run: ProgramRun
     installed: _Installed
     deadline_s: float
+    busy_s: float = 0.0
 
 
 class Worker:
@@ -431,6 +437,9 @@ class Worker:
             "peak_memory_bytes": device_facts.peak_memory_bytes(),
             "baseline_memory_bytes": self._baseline_memory_bytes,
         }
+        for (session, epoch), installed in self._epochs.items():
+            if session == action.session:
+                values |= {requests_of(epoch): installed.requests, busy_s_of(epoch): installed.busy_s}
         self._send(action.link, Statistics(session=action.session, values=values))
 
     def _note(self, action: state.NoteRequest) -> None:
@@ -467,9 +476,13 @@ class Worker:
         except Exception as error:  # of an operator, a link or a peer: it belongs to this request
             self._fail(key, request, error)
             done = True
-        self._counts["busy_s"] += self._clock() - started_s
+        busy_s = self._clock() - started_s
+        self._counts["busy_s"] += busy_s
+        request.busy_s += busy_s
         if done:
             self._counts["requests"] += 1
+            request.installed.requests += 1
+            request.installed.busy_s += request.busy_s
             self._end(key)
 
     def _connect_peers(self, installed: _Installed) -> None:
