@@ -4,7 +4,7 @@ VENV   ?= .venv
 RUN     = $(VENV)/bin/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check clean
+.PHONY: help demo bench test test-all check clean
 
 help: ## print this list
 	@echo 'usage: make TARGET [PYTHON=$(PYTHON)] [VENV=$(VENV)]'
@@ -12,6 +12,9 @@ help: ## print this list
 
 demo: $(VENV)/.edgedi-demo ## split three networks over two local workers and print the table
 	$(VENV)/bin/edgedi-bench --demo
+
+bench: $(VENV)/.edgedi-demo ## measure the bars that this machine can decide, and say PASS, FAIL or UNDECIDED
+	$(RUN) bench.run
 
 test: $(VENV)/.edgedi-test ## run the tests, real worker processes included (under 20 minutes on 2 cores)
 	$(RUN) pytest --durations=10

@@ -1,0 +1,155 @@
+"""The bars: what edgedi is to reach, as one table, and the verdict on each from the numbers of a run. Pure.
+
+A verdict is decided by the 95 % interval of ratios paired within each round, never by a median alone: PASS where all
+of the interval reaches the bar, FAIL where none of it does, UNDECIDED otherwise. Absolute ratios depend on the machine, the
+share of the bound (the same plan with no communication, measured in the same run) travels better: both are here.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgedi.bench.numbers import Ratio, times_as_fast
+
+PASS, FAIL, UNDECIDED, NOT_MEASURED = "PASS", "FAIL", "UNDECIDED", "NOT MEASURED"
+PLANNER = "oodp"
+LEAST_OF_ONE_DEVICE = 0.95
+"""A plan never loses more than this to the best engine on one device: then it runs on one device."""
+LEAST_OF_BASELINES = 1 / 1.03
+MOST_OFF = 0.15
+"""Predicted against measured, the median over all runs."""
+
+LOCAL = ("--local", "2")
+BASELINES = ("oodp-greedy", "proportional", "equal", "ocbp", "deepthings", "aofl", "coedge")
+RESNET50, VGG16 = "torchvision:resnet50", "torchvision:vgg16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One run of edgedi-bench and the bars on its planner: speedup over the best engine, share of the bound."""
+
+    name: str
+    options: tuple[str, ...]
+    model: str
+    size: int = 224
+    least_speedup: float
+    aim: float | None = None
+    least_share: float
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What edgedi-bench is called with, besides rounds and files."""
+        planners = PLANNER if self.options == LOCAL else ",".join((PLANNER, *BASELINES))
+        shape = f"1x3x{self.size}x{self.size}"
+        return ("--model", self.model, "--input", shape, *self.options, "--planners", planners)
+
+
+def _testbed(spec: str, model: str, least_speedup: float, least_share: float, aim: float | None = None) -> Case:
+    name = f"{spec} {model.partition(':')[2]}"
+    return Case(
+        name=name, options=("--testbed", spec), model=model, least_speedup=least_speedup, least_share=least_share,
+        aim=aim,
+    )  # fmt: skip
+
+
+def _local(model: str, size: int, least_speedup: float, aim: float) -> Case:
+    name = f"local {model.partition(':')[2]} {size}"
+    return Case(
+        name=name, options=LOCAL, model=model, size=size, least_speedup=least_speedup, aim=aim, least_share=0.85
+    )
+
+
+CASES = (
+    _local(VGG16, 224, 1.75, 1.9),
+    _local(RESNET50, 224, 1.5, 1.7),
+    _local(RESNET50, 512, 1.65, 1.85),
+    _local("bench.models:fcn_resnet50", 520, 1.75, 1.9),
+    _local("torchvision:mobilenet_v2", 512, 1.3, 1.6),
+    _testbed("pi4x4@1G", VGG16, 3.6, 0.75, 3.8),
+    _testbed("pi4x4@1G", RESNET50, 3.0, 0.75, 3.5),
+    _testbed("pi4x8@1G", VGG16, 6.5, 0.75),
+    _testbed("pi4x8@1G", RESNET50, 4.5, 0.75),
+    _testbed("pi4x4@100M", VGG16, 3.2, 0.75),
+    _testbed("pi4x4@100M", RESNET50, 2.2, 0.75),
+    _testbed("pi3x2_pi4x2@100M", VGG16, 0.85 * (2 / 15 + 2 / 10) * 10, 0.75),
+)
+"""Local cases need this machine alone; those of a testbed need ``edgedi-bench --testbed``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """One bar on one case: what was found, with its interval, and what it means."""
+
+    case: str
+    bar: str
+    least: float
+    found: Ratio | None
+    reason: str = ""
+
+    @property
+    def word(self) -> str:
+        """PASS, FAIL, UNDECIDED, or NOT MEASURED."""
+        if self.found is None:
+            return NOT_MEASURED
+        if self.found.low >= self.least:
+            return PASS
+        return FAIL if self.found.high < self.least else UNDECIDED
+
+
+def verdicts(case: Case, found: Mapping[str, Any] | None, reason: str = "") -> Iterator[Verdict]:
+    """Every bar on ``case``; ``found`` is what edgedi-bench wrote as JSON, ``reason`` why there is none."""
+    split = _planner(found, PLANNER)
+    speed = _ratio(split["times_as_fast_as_best_engine"]) if split else None
+    lacking = reason if split is None else "no engine was there to compare with"
+    made = {"case": case.name, "reason": lacking if speed is None else ""}
+    yield Verdict(bar="times the best engine", least=case.least_speedup, found=speed, **made)
+    yield Verdict(bar="never loses to one device", least=LEAST_OF_ONE_DEVICE, found=speed, **made)
+    share = _ratio(split["share_of_bound"]) if split else None
+    yield Verdict(case=case.name, bar="share of the bound", least=case.least_share, found=share, reason=reason)
+    if case.options != LOCAL:
+        baseline = _against_baselines(found, split)
+        yield Verdict(
+            case=case.name, bar="times the best baseline", least=LEAST_OF_BASELINES, found=baseline, reason=reason
+        )
+
+
+def _planner(found: Mapping[str, Any] | None, name: str) -> Mapping[str, Any] | None:
+    return next((split for split in found["planners"] if split["name"] == name), None) if found else None
+
+
+def _ratio(values: Mapping[str, float] | None) -> Ratio | None:
+    return None if values is None else Ratio(median=values["median"], low=values["low"], high=values["high"])
+
+
+def _against_baselines(found: Mapping[str, Any] | None, split: Mapping[str, Any] | None) -> Ratio | None:
+    """How many times as fast as the fastest baseline of the same run, round by round."""
+    rivals = [rival for name in BASELINES if (rival := _planner(found, name)) is not None]
+    if split is None or not rivals:
+        return None
+    best = min(rivals, key=lambda rival: float(rival["median_s"]))
+    return times_as_fast(split["seconds"], best["seconds"])
+
+
+def prediction(runs: Sequence[Mapping[str, Any]]) -> tuple[str, float]:
+    """(verdict, median error) of predicted against measured times, over the planners of all runs."""
+    errors = [
+        abs(split["predicted_s"] / split["median_s"] - 1)
+        for run in runs
+        for split in run["planners"]
+        if split["name"] == PLANNER
+    ]
+    if not errors:
+        return NOT_MEASURED, float("nan")
+    middle = statistics.median(errors)
+    return PASS if middle <= MOST_OFF else FAIL, middle
+
+
+def verdict_line(verdict: Verdict) -> str:
+    """A line of the table."""
+    head = f"{verdict.word:12}  {verdict.case:28}  {verdict.bar:26}  at least {verdict.least:4.2f}"
+    if verdict.found is None:
+        return f"{head}  {verdict.reason}".rstrip()
+    return f"{head}  found {verdict.found.median:.2f} [{verdict.found.low:.2f}, {verdict.found.high:.2f}]"

@@ -1,0 +1,101 @@
+"""Verdicts on runs whose numbers are known: the interval decides, and what is missing is never passed."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from bench.bars import (
+    CASES,
+    FAIL,
+    LOCAL,
+    NOT_MEASURED,
+    PASS,
+    UNDECIDED,
+    Case,
+    Verdict,
+    prediction,
+    verdict_line,
+    verdicts,
+)  # fmt: skip
+from bench.run import main
+from edgedi.bench.as_json import report_json
+from edgedi.bench.numbers import Ratio
+from edgedi.bench.settings import ENGINE_NAMES
+from edgedi.cli.bench import parser
+from edgedi.partition.planners import planners
+from tests.bench.reports import report
+
+CASE = Case(name="local x", options=LOCAL, model="a:b", least_speedup=1.4, least_share=0.1)
+TESTBED = Case(name="pi x", options=("--testbed", "pi"), model="a:b", least_speedup=1.4, least_share=0.1)
+
+
+def found() -> dict[str, Any]:
+    """oodp is 1.5 times as fast as the engine, 1.25 times as fast as equal."""
+    return json.loads(report_json(report()))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [(1.5, 1.6, PASS), (1.6, 1.7, PASS), (1.4, 1.49, FAIL), (1.4, 1.5, UNDECIDED), (1.49, 1.6, UNDECIDED)],
+)
+def test_the_whole_interval_decides(low: float, high: float, word: str):
+    ratio = Ratio(median=(low + high) / 2, low=low, high=high)
+    assert Verdict(case="c", bar="b", least=1.5, found=ratio).word == word
+
+
+def test_a_run_is_held_to_every_bar_of_its_case():
+    by_bar = {verdict.bar: verdict for verdict in verdicts(CASE, found())}
+    assert set(by_bar) == {"times the best engine", "never loses to one device", "share of the bound"}
+    assert by_bar["times the best engine"].word == PASS
+    assert by_bar["times the best engine"].found.median == pytest.approx(1.5)
+    assert "PASS" in verdict_line(by_bar["times the best engine"])
+    assert "found 1.50 [" in verdict_line(by_bar["times the best engine"])
+
+
+def test_testbeds_are_held_to_the_best_baseline_too():
+    (baseline,) = [verdict for verdict in verdicts(TESTBED, found()) if verdict.bar == "times the best baseline"]
+    assert baseline.found.median == pytest.approx(1.25)
+    assert baseline.word == PASS
+
+
+def test_what_was_not_measured_is_said_with_its_reason():
+    for verdict in verdicts(TESTBED, None, "edgedi-bench: no such testbed"):
+        assert verdict.word == NOT_MEASURED
+        assert verdict_line(verdict).endswith("edgedi-bench: no such testbed")
+    alone = found()
+    for split in alone["planners"]:
+        split["times_as_fast_as_best_engine"] = None
+    first = next(iter(verdicts(CASE, alone)))
+    assert (first.word, first.reason) == (NOT_MEASURED, "no engine was there to compare with")
+
+
+def test_predictions_are_judged_by_their_median_error():
+    def run(predicted_s: float) -> dict[str, Any]:
+        return {"planners": [{"name": "oodp", "predicted_s": predicted_s, "median_s": 1.0}]}
+
+    assert prediction([run(1.1), run(0.86), run(3.0)]) == (PASS, pytest.approx(0.14))
+    assert prediction([run(1.2), run(0.8)]) == (FAIL, pytest.approx(0.2))
+    word, error = prediction([])
+    assert word == NOT_MEASURED
+    assert math.isnan(error)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.options == LOCAL], ids=lambda case: case.name)
+def test_every_local_case_is_a_command_that_is_accepted(case: Case):
+    read = parser().parse_args(list(case.arguments))
+    assert read.input == ((1, 3, case.size, case.size),)
+    assert set(read.planners) <= set(planners())
+    assert ENGINE_NAMES
+
+
+def test_names_of_cases_are_their_own():
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+def test_a_word_that_no_case_holds_lists_them(capsys: pytest.CaptureFixture[str]):
+    assert main(["--only", "cray"]) == 2
+    assert "'cray'; there are: local vgg16 224, local resnet50 224" in capsys.readouterr().err
