@@ -1,8 +1,8 @@
 """The bars: what edgedi is to reach, as one table, and the verdict on each from the numbers of a run. Pure.
 
 A verdict is decided by the 95 % interval of ratios paired within each round, never by a median alone: PASS where all
-of the interval reaches the bar, FAIL where none of it does, UNDECIDED otherwise. Absolute ratios depend on the machine, the
-share of the bound (the same plan with no communication, measured in the same run) travels better: both are here.
+of the interval reaches the bar, FAIL where none of it does, UNDECIDED otherwise. Absolute ratios depend on the machine;
+the share of the bound (the same plan with no communication, measured in the same run) travels better. Both are here.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ def report_json(report: Report) -> str:
         "format": FORMAT,
         "machine": asdict(report.machine),
         "settings": asdict(report.settings),
+        "emulation": report.emulation,
+        "late_s": report.late_s,
         "workers": report.workers,
         "pinned": report.pinned,
         "num_rounds": report.num_rounds,

@@ -185,7 +185,9 @@ class Report:
     """Everything that one run found.
 
     ``not_compared`` says why, by engine. ``ended`` says why the rounds ended before all were run, and is empty if they
-    did not: then every contender has the complete rounds before that.
+    did not: then every contender has the complete rounds before that. ``emulation`` says what the devices are where
+    they are not real, and stands beside every figure; ``late_s`` is how far behind their own time this machine ever
+    let them fall.
     """
 
     settings: Settings
@@ -199,6 +201,8 @@ class Report:
     memory: tuple[Memory, ...] = ()
     disturbed: tuple[Disturbance, ...] = ()
     ended: str = ""
+    emulation: str = ""
+    late_s: float = 0.0
 
     @property
     def num_rounds(self) -> int:

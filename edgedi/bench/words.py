@@ -40,7 +40,13 @@ def caveats(report: Report) -> Iterator[str]:
             f"In {len(report.disturbed)} of {report.num_rounds} rounds others had the processors (more than 2 % stolen "
             f"or 5 % used by other programs); they are counted: {rounds}."
         )
-    if not report.pinned:
+    if report.emulation:
+        yield (
+            f"{report.emulation}. A device's time is its processor time here, times its slowdown; an engine's is that "
+            "of the fastest device."
+        )
+        yield f"At worst a device was {milliseconds(report.late_s)} ms behind its own time, as this machine ran others."
+    elif not report.pinned:
         yield "Workers are not pinned by this command: it does not own them, or there are fewer cores than threads."
     if report.settings.workers and report.singles:
         yield "The engines ran on this machine, the workers on theirs."

@@ -52,7 +52,10 @@ def _facts(report: Report) -> Sequence[tuple[str, object]]:
 
 def not_modelled(report: Report) -> Iterator[str]:
     """The limits of the figures, a sentence each."""
-    if report.settings.workers:
+    if report.emulation:
+        yield f"The devices and links are emulated: {report.emulation}."
+        yield "A sleeping device hides communication better than a busy core does, and only its computing is slowed."
+    elif report.settings.workers:
         yield "The workers run where their addresses say; the links between them are whatever connects them."
     else:
         yield (

@@ -219,6 +219,16 @@ def test_everything_needed_to_do_it_again_is_there():
     assert numbers["planners"][1]["seconds"] == list(TWO)
 
 
+def test_emulation_is_said_at_the_top_and_among_the_limits():
+    given = report(emulation="testbed pi4x2: 2 devices, 10 times as slow", late_s=0.002, pinned=False)
+    (notes,) = page(given).all("ul", class_="caveats")
+    assert "testbed pi4x2: 2 devices, 10 times as slow. A device's time is its processor time here" in notes.text
+    assert "At worst a device was 2.00 ms behind" in notes.text
+    limits = section("limits", given).text
+    assert "The devices and links are emulated: testbed pi4x2" in limits
+    assert "Nothing is emulated" not in limits
+
+
 def test_one_worker_alone_makes_a_page_too():
     base = report()
     alone = split("single", "single", 1, TWO, TWO, layer_s=None)
