@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from edgedi.bench.numbers import Ratio
 from edgedi.bench.report import Report
@@ -28,6 +28,17 @@ def ratio_text(ratio: Ratio) -> str:
     return f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
+def ranges(numbers: Sequence[int]) -> str:
+    """Rising numbers in short: 1-3, 7."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
 def caveats(report: Report) -> Iterator[str]:
     """What keeps the numbers from saying more than they do, a sentence each; also what the run did not come to."""
     if report.ended:
@@ -35,7 +46,7 @@ def caveats(report: Report) -> Iterator[str]:
     if report.machine.busy:
         yield report.machine.busy
     if report.disturbed:
-        rounds = ", ".join(str(disturbance.round + 1) for disturbance in report.disturbed)
+        rounds = ranges([disturbance.round + 1 for disturbance in report.disturbed])
         yield (
             f"In {len(report.disturbed)} of {report.num_rounds} rounds others had the processors (more than 2 % stolen "
             f"or 5 % used by other programs); they are counted: {rounds}."

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from edgedi.bench.report import Memory, link_bytes
-from edgedi.bench.words import caveats, megabytes, memory_remarks
+from edgedi.bench.words import caveats, megabytes, memory_remarks, ranges
 from edgedi.partition.plan import Plan
 from tests.bench.reports import ENGINE, EQUAL, ONE, TWO, report, split
 from tests.partition import graphs
@@ -70,6 +70,11 @@ def test_memory_above_the_baseline_is_never_negative():
 )
 def test_bytes_have_a_unit_that_suits_them(count: float, text: str):
     assert megabytes(count) == text
+
+
+@pytest.mark.parametrize(("numbers", "text"), [([], ""), ([4], "4"), ([1, 2, 3], "1-3"), ([1, 3, 4, 9], "1, 3-4, 9")])
+def test_numbers_of_rounds_are_written_in_short(numbers: list[int], text: str):
+    assert ranges(numbers) == text
 
 
 def test_what_a_reader_has_to_know_is_said():

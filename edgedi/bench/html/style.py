@@ -70,7 +70,7 @@ text{fill:var(--ink);font:12px system-ui,-apple-system,"Segoe UI",Roboto,sans-se
 .boundary{stroke:var(--soft);stroke-width:1;stroke-dasharray:2 3;opacity:.7}
 .box{opacity:.22}
 .dot{opacity:.75}
-.disturbed{fill:var(--ground);stroke:var(--bad);stroke-width:1.6}
+.disturbed{stroke:var(--bad);stroke-width:1.8}
 .median{stroke:var(--ink);stroke-width:2}
 .predicted{opacity:.45}
 .curve,.bound,.ideal{fill:none;stroke-width:2}
