@@ -157,6 +157,7 @@ class _Run:
         return made
 
     def _session(self, name: str, planner: str, addresses: Sequence[str]) -> SessionContender:
+        """A session that keeps its plan, and fails rather than answer by itself: its seconds are the plan's."""
         session = distribute(
             self._network, self._inputs, addresses, planner=planner, key=self._settings.key, rebalance=False,
             allow_local=False, progress=self._teller.about(name),
