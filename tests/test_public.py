@@ -48,8 +48,8 @@ ERRORS = {
 }  # fmt: skip
 OPTIONS = {
     "edgedi-worker": {
-        "--help", "--version", "--port", "--host", "--threads", "--cores", "--name", "--device", "--memory-limit",
-        "--key", "--authorized-keys", "--insecure-no-auth", "--log-level", "--end-with-parent",
+        "--help", "--version", "--port", "--host", "--threads", "--cores", "--name", "--device", "--engine",
+        "--memory-limit", "--key", "--authorized-keys", "--insecure-no-auth", "--log-level", "--end-with-parent",
     },
     "edgedi-keygen": {"--help", "--out", "--force", "--show", "--trust"},
     "edgedi-bench": {

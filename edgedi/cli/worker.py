@@ -39,6 +39,8 @@ def parser() -> argparse.ArgumentParser:
         "--name", type=_name, default=socket.gethostname(), help="name in plans and logs (default: the host's)"
     )
     made.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="where layers run (default cpu)")
+    made.add_argument("--engine", choices=("auto", "torch"), default="auto",
+                      help="auto (default): OpenVINO, if it is here, where it is measured faster")  # fmt: skip
     made.add_argument(
         "--memory-limit", type=_size, default=None, metavar="BYTES", help="e.g. 512M or 2G (default: none)"
     )
@@ -149,7 +151,8 @@ def _options(arguments: argparse.Namespace) -> WorkerOptions:
 
     return WorkerOptions(
         host=arguments.host, port=arguments.port, name=arguments.name, threads=arguments.threads,
-        device=arguments.device, memory_limit_bytes=arguments.memory_limit, keypair=keypair, authorized=authorized,
+        device=arguments.device, engine=arguments.engine, memory_limit_bytes=arguments.memory_limit, keypair=keypair,
+        authorized=authorized,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from edgedi.runtime.coordinator import Coordinator
 from edgedi.runtime.executor import LoadedProgram
 from edgedi.runtime.kernels import fused
 from edgedi.runtime.keys import WorkerAddress
-from edgedi.runtime.link_probe import LinkProbe
+from edgedi.runtime.link_probe import PROBE_ROOM_BYTES, LinkProbe
 from edgedi.runtime.loading import Shipment
 from edgedi.runtime.local_share import LocalShare
 from edgedi.runtime.messages import Deploy, Hello, Welcome
@@ -36,6 +36,8 @@ from edgedi.runtime.weights import weight_digest
 from edgedi.runtime.wire import WIRE_VERSION
 
 HELLO_TIMEOUT_S = 5.0
+SMALL_DEVICE_LINK = LinkProfile(latency_s=1e-4, bytes_per_s=1.25e7, message_cpu_s=1e-4)
+"""Taken where a worker has no room for the programs that measure links: 100 Mbit/s."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -255,6 +257,8 @@ class Deployer:
         welcomes = {link: self.welcomes[link] for link in alive}
         devices = device_profiles(self._coordinator, capture, welcomes, self._say)
         for link in alive:
+            if link not in self._links and not self._has_room(link):
+                self._links[link] = SMALL_DEVICE_LINK
             if link not in self._links:
                 self._say(f"measuring the link to {self.welcomes[link].name}")
                 self._links[link] = self._probe.to_home(link)
@@ -266,10 +270,16 @@ class Deployer:
     def _between(self, one: int, other: int) -> LinkProfile:
         """The link between two workers, measured when it is first asked for."""
         pair = (one, other)
+        if not (self._has_room(one) and self._has_room(other)):
+            return SMALL_DEVICE_LINK
         if pair not in self._pairs:
             self._say(f"measuring the link between {self.welcomes[one].name} and {self.welcomes[other].name}")
             self._pairs[pair] = self._probe.between(one, other)
         return self._pairs[pair]
+
+    def _has_room(self, link: int) -> bool:
+        limit_bytes = self.welcomes[link].memory_limit_bytes
+        return limit_bytes is None or limit_bytes >= PROBE_ROOM_BYTES
 
     def _install_probe(self, programs: ProgramSet, links: Sequence[int]) -> int:
         epoch = self._new_epoch()

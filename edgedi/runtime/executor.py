@@ -25,17 +25,23 @@ from edgedi.runtime.kernels.prepare import prepare
 SendPiece = Callable[[Piece, Tensor, int], None]
 Opaque = Mapping[str, Callable[[Any], Tensor]]
 WeightOf = Callable[[str, Any], Tensor]
+Regroup = Callable[["tuple[Step, ...]", WeightOf, LayerGraph], "tuple[Step, ...]"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """One instruction, resolved: what it is, its function, slots read and written, slots free afterwards."""
+class Step:
+    """One instruction, resolved: what it is, its function, slots read and written, slots free afterwards.
+
+    The last of a group of runs computes for all of them: its function gives several tensors, into ``writes`` and
+    ``more``; those before it have no function and do nothing.
+    """
 
     instruction: Recv | Send | Join | Run
-    kernel: Callable[..., Tensor] | None
+    kernel: Callable[..., Any] | None
     reads: tuple[int, ...]
     writes: int
     frees: tuple[int, ...]
+    more: tuple[int, ...] = ()
 
 
 class LoadedProgram:
@@ -50,12 +56,16 @@ class LoadedProgram:
         opaque: Opaque | None = None,
         packer: fused.Packer | None = None,
         device: str = "cpu",
+        regroup: Regroup | None = None,
     ) -> None:
+        """``regroup`` may replace steps by others that do the same, such as several layers in an engine's one."""
         self.program, self.graph, self.device = program, graph, device
         self.watch: Callable[[Piece, Tensor], None] | None = None
         """Called with every computed piece, where somebody wants to look into a run; later layers may write over it."""
         self._slots: dict[Piece, int] = {}
         self._steps = self._compile(weight, opaque or {}, packer)
+        if regroup is not None:
+            self._steps = regroup(self._steps, weight, graph)
         if program.participant == HOME:  # an input that is an output too may be in no instruction
             for name in graph.inputs:
                 self._slot(Piece(name))
@@ -63,7 +73,7 @@ class LoadedProgram:
         self.slots = dict(self._slots)
 
     @property
-    def steps(self) -> tuple[_Step, ...]:
+    def steps(self) -> tuple[Step, ...]:
         return self._steps
 
     @property
@@ -73,7 +83,7 @@ class LoadedProgram:
     def _slot(self, piece: Piece) -> int:
         return self._slots.setdefault(piece, len(self._slots))
 
-    def _compile(self, weight: WeightOf, opaque: Opaque, packer: fused.Packer | None) -> tuple[_Step, ...]:
+    def _compile(self, weight: WeightOf, opaque: Opaque, packer: fused.Packer | None) -> tuple[Step, ...]:
         last_use: dict[int, int] = {}
         drafts = []
         overwriters = overwriting(self.program, self.graph)
@@ -86,7 +96,7 @@ class LoadedProgram:
             drafts.append((instruction, self._kernel(instruction, weight, opaque, packer, overwrite), reads, writes))
         keep = {self._slots[p] for p in self._slots if p.tensor in self.graph.outputs}
         return tuple(
-            _Step(
+            Step(
                 instruction,
                 kernel,
                 reads,
@@ -202,14 +212,25 @@ class ProgramRun:
                 held = values[step.reads[0]]
                 send(instruction.piece, held if kernel is None else kernel(held), instruction.target)
             else:
-                assert kernel is not None, "every RUN and JOIN has a kernel"
-                made = values[step.writes] = kernel(*[values[slot] for slot in step.reads])
-                if watch is not None and isinstance(instruction, Run):
-                    watch(instruction.piece, made)
+                self._compute(step, watch)
             for slot in step.frees:
                 values[slot] = None
             self._position += 1
         return True
+
+    def _compute(self, step: Step, watch: Callable[[Piece, Tensor], None] | None) -> None:
+        """A JOIN, a RUN, or the RUN that computes for its group; those that it computes for do nothing."""
+        values, kernel = self._values, step.kernel
+        if kernel is None:
+            return
+        made = kernel(*[values[slot] for slot in step.reads])
+        if step.more:
+            for slot, tensor in zip((step.writes, *step.more), made, strict=True):
+                values[slot] = tensor
+            return
+        values[step.writes] = made
+        if watch is not None and isinstance(step.instruction, Run):
+            watch(step.instruction.piece, made)
 
     def output(self, tensor: str) -> Tensor:
         """A whole output of the finished program."""

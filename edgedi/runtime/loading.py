@@ -15,7 +15,7 @@ from edgedi.partition.memory import program_bytes
 from edgedi.partition.operators import TABLE, weight_interval
 from edgedi.partition.program import UNSPLIT, Piece, Program, ProgramSet, Recv, Run
 from edgedi.partition.simulate import region_of
-from edgedi.runtime.executor import LoadedProgram
+from edgedi.runtime.executor import LoadedProgram, Regroup
 from edgedi.runtime.kernels import fused
 from edgedi.runtime.tensors import Tensor, made_on
 from edgedi.runtime.weights import WeightStore
@@ -139,6 +139,7 @@ def load(
     *,
     limit_bytes: int | None = None,
     device: str = "cpu",
+    regroup: Regroup | None = None,
 ) -> LoadedProgram:
     """A program ready to run on ``device``, where the weights of ``store`` lie already.
 
@@ -155,7 +156,9 @@ def load(
         if limit_bytes is not None:
             _check_memory(program, graph, store, digests_of(layers), limit_bytes)
         with made_on(device):
-            return LoadedProgram(program, graph, lambda name, cut: store.lend(name), packer=packer, device=device)
+            return LoadedProgram(
+                program, graph, lambda name, cut: store.lend(name), packer=packer, device=device, regroup=regroup
+            )
     except EdgediError:
         raise
     except Exception as error:  # the table's functions take a stranger's attributes: whatever they raise is his doing

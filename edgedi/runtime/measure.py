@@ -13,15 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from edgedi.partition.graph import LayerGraph
-from edgedi.partition.program import UNSPLIT, Piece, Program, Run
+from edgedi.partition.program import UNSPLIT, Program, Run
 from edgedi.runtime.executor import LoadedProgram
+from edgedi.runtime.groups import EngineGroups
 from edgedi.runtime.kernels.eager import TORCH_DTYPES
 from edgedi.runtime.kernels.fused import Packer
 from edgedi.runtime.loading import INPUT, WorkerMemoryError, digests_of, load
 from edgedi.runtime.messages import tensor_bytes
+from edgedi.runtime.tensors import random_piece
 from edgedi.runtime.weights import WeightStore
 
 Measurement = tuple[str, str, int, float]
@@ -57,8 +57,9 @@ def measure_described(
     fast: bool,
     limit_bytes: int | None,
     device: str,
-) -> tuple[Measurement, ...]:
-    """Measure a program as a coordinator describes it, on weights that are noise.
+    groups: EngineGroups | None = None,
+) -> tuple[tuple[Measurement, ...], float]:
+    """Measure a program as a coordinator describes it, on weights that are noise; and ``groups``' factor for all of it.
 
     Where all of it does not fit into ``limit_bytes``, layer by layer (with warmer weights than in a request); a layer
     that does not fit by itself is left out.
@@ -69,17 +70,19 @@ def measure_described(
         names = set(digests_of(described))
         store = noise_store([weight for weight in weights if weight["digest"] in names], packer, device)
         loaded = load(program, described, store, packer, limit_bytes=limit_bytes, device=device)
+        if groups is not None and all(step.instruction.piece.dim == UNSPLIT for step in loaded.steps):
+            groups(loaded.steps, lambda name, cut: store.lend(name), loaded.graph)
         return measure_program(loaded, repeats)
 
     if limit_bytes is None or sum(tensor_bytes(w["dtype"], w["shape"]) for w in weights) <= limit_bytes:
         with contextlib.suppress(WorkerMemoryError):
-            return run(text, layers)
+            return run(text, layers), groups.factor if groups is not None else 1.0
     measured: list[Measurement] = []
     for instruction in Program.parse(text).instructions:
         alone = Program(participant=0, instructions=(instruction,))
         with contextlib.suppress(WorkerMemoryError):
             measured += run(str(alone), _alone(layers, instruction.piece.tensor))
-    return tuple(measured)
+    return tuple(measured), 1.0
 
 
 def _alone(layers: tuple[dict[str, Any], ...], name: str) -> tuple[dict[str, Any], ...]:
@@ -96,12 +99,3 @@ def noise_store(weights: Sequence[Mapping[str, Any]], packer: Packer | None, dev
         values = torch.rand(weight["shape"], dtype=torch.float32) * 0.1
         store.put(weight["digest"], values.to(TORCH_DTYPES[weight["dtype"]]))
     return store
-
-
-def random_piece(piece: Piece, graph: LayerGraph) -> Tensor:
-    """Noise in the shape and memory order of ``piece``."""
-    spec = graph.spec(piece.tensor)
-    shape = [len(piece.interval) if dim == piece.dim else size for dim, size in enumerate(spec.shape)]
-    dtype = TORCH_DTYPES[spec.dtype]
-    tensor = torch.rand(shape).to(dtype)
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor

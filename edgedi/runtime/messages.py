@@ -404,11 +404,16 @@ class Measure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """W -> C, the answer to ``Measure``: tuples (layer, axis, length along that axis, seconds)."""
+    """W -> C, the answer to ``Measure``: tuples (layer, axis, length along that axis, seconds).
+
+    ``engine_factor`` is what share of those seconds the whole takes where an engine computes chains of layers.
+    """
 
     seconds: tuple[tuple[str, str, int, float], ...]
+    engine_factor: float
 
     def __post_init__(self) -> None:
+        _seconds("engine_factor", self.engine_factor)
         for layer, axis, length, seconds in self.seconds:
             _name("layer", layer)
             _name("axis", axis)

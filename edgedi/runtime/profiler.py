@@ -33,6 +33,9 @@ NUM_PINGS = 20
 PING_TIMEOUT_S = 10.0
 INSTALL_TIMEOUT_S = 300.0
 MEASURE_TIMEOUT_S = 600.0
+ENGINE_COUNTS = 0.85
+"""Layers are measured one by one in torch. Where an engine takes at most this share of their time it is because they
+are small, and it will take the chains of a split plan as well; where it takes more, it takes long chains only."""
 _FRACTIONS = {"rows": (2, 4, 8), "channels": (2, 4)}
 """What part of a layer is measured besides all of it: one over these."""
 _CHANNELS_FROM_BYTES = 262_144
@@ -178,9 +181,11 @@ def install(coordinator: Coordinator, deploys: Mapping[int, Deploy], shipment: S
 
 def _profile(welcome: Welcome, graph: LayerGraph, measured: Mapping[tuple[str, int], Measured]) -> DeviceProfile:
     curves: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    whole = measured.get(("whole", 1))
+    factor = whole.engine_factor if whole is not None and whole.engine_factor <= ENGINE_COUNTS else 1.0
     for (axis, _), answer in measured.items():
         for layer, _, length, seconds in answer.seconds:
-            curves[layer][axis].append((length, seconds))
+            curves[layer][axis].append((length, factor * seconds))
     for axis in _FRACTIONS:
         _close_curves(curves, graph, axis)
     layers = {name: LayerProfile(curves={a: tuple(p) for a, p in c.items()}) for name, c in curves.items()}

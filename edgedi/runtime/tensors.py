@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from edgedi.partition.graph import LayerGraph
+from edgedi.partition.program import Piece
 from edgedi.runtime.kernels.eager import TORCH_DTYPES
 from edgedi.runtime.messages import Buffer
 
@@ -76,6 +78,13 @@ def from_wire(buffer: Buffer, dtype: str, shape: Sequence[int], layout: str, *, 
 def noise(shape: Sequence[int]) -> Tensor:
     """Random float32 in the wire's order of elements, for measurements."""
     return in_wire_order(torch.rand(tuple(shape)))
+
+
+def random_piece(piece: Piece, graph: LayerGraph) -> Tensor:
+    """Noise in the shape and memory order of a piece of a tensor of ``graph``."""
+    spec = graph.spec(piece.tensor)
+    shape = [len(piece.interval) if dim == piece.dim else size for dim, size in enumerate(spec.shape)]
+    return noise(shape).to(TORCH_DTYPES[spec.dtype])
 
 
 def element_type(tensor: Tensor) -> str:

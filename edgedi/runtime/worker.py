@@ -27,8 +27,9 @@ from edgedi.runtime import halo_links
 from edgedi.runtime import worker_state as state
 from edgedi.runtime.allocator import keep_freed_memory, release_freed_memory
 from edgedi.runtime.executor import LoadedProgram, ProgramRun
+from edgedi.runtime.groups import EngineGroups
 from edgedi.runtime.halo_links import HaloListener
-from edgedi.runtime.kernels import fused
+from edgedi.runtime.kernels import fused, openvino_graph
 from edgedi.runtime.keys import KeyPair, parse_worker_address
 from edgedi.runtime.loading import Expected, WorkerMemoryError, expected_pieces, load
 from edgedi.runtime.measure import measure_described
@@ -68,13 +69,18 @@ _IDLE_POLL_MS = 1_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
-    """What a worker is started with. ``authorized`` are the public keys of coordinators that may use it."""
+    """What a worker is started with. ``authorized`` are the public keys of coordinators that may use it.
+
+    ``engine`` is ``auto``, which lets OpenVINO, where it is installed, compute the chains of layers that it is faster
+    at, or ``torch``.
+    """
 
     host: str = "127.0.0.1"
     port: int = 0
     name: str = "worker"
     threads: int = 1
     device: str = "cpu"
+    engine: str = "auto"
     memory_limit_bytes: int | None = None
     keypair: KeyPair | None = None
     authorized: tuple[str, ...] = ()
@@ -121,6 +127,7 @@ class Worker:
         self._store = WeightStore(options.memory_limit_bytes, device=options.device, packer=self._packer)
         self._state = state.WorkerState(self._store.missing)
         self._epochs: dict[state.Epoch, _Installed] = {}
+        self._engines: dict[state.Epoch, str] = {}
         self._requests: dict[state.Request, _Request] = {}
         self._notes: dict[str, tuple[state.Request, list[Note]]] = {}
         """The traced request of each session that has one."""
@@ -307,7 +314,7 @@ class Worker:
             memory_limit_bytes=options.memory_limit_bytes,
             machine=halo_links.machine_name(),
             halo_address=self._halos.address if self._halos is not None else None,
-            fingerprint=device_facts.fingerprint(options.device, options.threads),
+            fingerprint=device_facts.fingerprint(options.device, options.threads, self._engine_name()),
         )
         self._send(action.link, welcome)
 
@@ -334,11 +341,12 @@ class Worker:
     def _install(self, action: state.Install) -> None:
         deploy, started_s = action.deploy, self._clock()
         epoch = (deploy.session, deploy.epoch)
+        groups = self._groups()
         try:
             self._check_peers(deploy)
             program = load(
                 deploy.program, deploy.layers, self._store, self._packer,
-                limit_bytes=self._options.memory_limit_bytes, device=self._options.device,
+                limit_bytes=self._options.memory_limit_bytes, device=self._options.device, regroup=groups,
             )  # fmt: skip
         except EdgediError as error:
             self._store.settle(())
@@ -352,6 +360,7 @@ class Worker:
             self._do(state.InstallFailed(epoch))
             return
         self._epochs[epoch] = _Installed(deploy, program, expected_pieces(program.program, program.graph))
+        self._engines[epoch] = str(groups) if groups is not None else "torch"
         self._store.settle(self._pinned[epoch])
         self._store.trim()
         release_freed_memory()
@@ -361,6 +370,16 @@ class Worker:
             Ready(session=deploy.session, epoch=deploy.epoch, seconds=seconds, weight_bytes=weight_bytes),
         )
         self._do(state.Installed(epoch))
+
+    def _engine_name(self) -> str:
+        return "torch" if self._groups() is None else f"torch-{openvino_graph.version()}"
+
+    def _groups(self) -> EngineGroups | None:
+        """Chains of layers for an engine: it holds weights a second time, so not where memory is limited."""
+        options = self._options
+        if options.engine != "auto" or options.device != "cpu" or options.memory_limit_bytes is not None:
+            return None
+        return EngineGroups(options.threads) if openvino_graph.available() else None
 
     def _check_peers(self, deploy: Deploy) -> None:
         """Links between workers are as this worker's own: all with keys, or all open."""
@@ -376,6 +395,7 @@ class Worker:
 
     def _uninstall(self, action: state.Uninstall) -> None:
         installed = self._epochs.pop(action.epoch, None)
+        self._engines.pop(action.epoch, None)
         if installed is not None and installed.links is not None:
             installed.links.close()
         self._store.release(self._pinned.pop(action.epoch, ()))
@@ -414,7 +434,7 @@ class Worker:
         """Time a program on noise; nothing of it stays."""
         message, options = action.message, self._options
         try:
-            seconds = measure_described(
+            seconds, engine_factor = measure_described(
                 message.program,
                 message.layers,
                 message.weights,
@@ -422,12 +442,13 @@ class Worker:
                 fast=self._packer is not None,
                 limit_bytes=options.memory_limit_bytes,
                 device=options.device,
+                groups=self._groups(),
             )
         except Exception as error:  # whatever an operator raises over a description of a stranger's
             self._send(action.link, Refused(reason=f"measuring failed: {type(error).__name__}: {error}"[:500]))
             return
         release_freed_memory()
-        self._send(action.link, Measured(seconds=seconds))
+        self._send(action.link, Measured(seconds=seconds, engine_factor=engine_factor))
 
     def _tell(self, action: state.TellStatistics) -> None:
         values: dict[str, int | float | str] = {
@@ -435,6 +456,9 @@ class Worker:
             "weight_bytes": self._store.num_bytes,
             "dropped_pieces": self._state.num_dropped,
             "peak_memory_bytes": device_facts.peak_memory_bytes(),
+            "engine": max(
+                (text for (session, _), text in self._engines.items() if session == action.session), default=""
+            ),
             "baseline_memory_bytes": self._baseline_memory_bytes,
         }
         for (session, epoch), installed in self._epochs.items():

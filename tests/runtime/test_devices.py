@@ -72,7 +72,7 @@ def test_nothing_of_a_program_stays_on_the_cpu() -> None:
 @pytest.mark.skipif(not device_available("cuda"), reason="torch finds no CUDA device here")
 @pytest.mark.parametrize("model", [small(), Tables().eval()], ids=["small", "tables"])
 def test_cuda_gives_the_cpus_numbers(model: nn.Module) -> None:
-    set_up_torch(torch.get_num_threads())
+    set_up_torch(torch.get_num_threads(), "cuda")
     own, elsewhere = pieces_of_worker_0(model, "cpu"), pieces_of_worker_0(model, "cuda")
     for name, tensor in own.items():
         assert relative_difference(elsewhere[name], tensor) <= 2e-5, name
@@ -80,7 +80,7 @@ def test_cuda_gives_the_cpus_numbers(model: nn.Module) -> None:
 
 def test_float32_stays_float32() -> None:
     threads = torch.get_num_threads()
-    set_up_torch(threads)
+    set_up_torch(threads, "cuda")
     assert torch.get_num_threads() == threads
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32

@@ -63,12 +63,14 @@ def test_this_process_and_a_worker_give_the_models_answer(planner: str) -> None:
 def test_both_compute_and_halos_pass_between_them() -> None:
     model, x = small(), image(height=64, width=64)
     with distribute(model, x, 1, local=True, planner="equal") as session:
+        before = session.statistics().workers
         session(x)
         counted = session.statistics().workers
         assert all(shares for segment in session.plan.segments if segment.shares for shares in segment.shares)
-    for values in counted.values():
-        assert values["requests"] == 1
-        assert values["received_bytes"] > x.numel() * 4 / 2  # its half of the input, and halos
+    for name, values in counted.items():
+        assert values["requests"] - before[name]["requests"] == 1
+        # its half of the input, and halos
+        assert values["received_bytes"] - before[name]["received_bytes"] > x.numel() * 4 / 2
 
 
 def test_alone_this_process_needs_no_worker() -> None:

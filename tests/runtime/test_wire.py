@@ -86,6 +86,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "halo_address": st.none() | names,
     "home_halo_address": st.none() | names,
     "repeats": st.integers(1, 10_000),
+    "engine_factor": spans_s,
     "values": st.dictionaries(names, numbers | names),
     "now_s": spans_s,
     "notes": st.lists(st.tuples(counts, spans_s, spans_s).map(lambda n: (n[0], *sorted(n[1:]))), max_size=3).map(tuple),
@@ -207,7 +208,7 @@ EXAMPLES: tuple[Message, ...] = (
     Need(session="s", epoch=0, digests=("00ff00ff",)),
     piece(),
     Measure(program="program 0", layers=(), weights=(), repeats=3),
-    Measured(seconds=(("conv", "rows", 7, 0.01),)),
+    Measured(seconds=(("conv", "rows", 7, 0.01),), engine_factor=0.7),
     Statistics(session="s", values={"requests": 3, "busy_s": 0.5, "device": "cpu"}),
     Traced(session="s", epoch=0, request=3, notes=((0, 10.0, 10.5), (1, 10.5, 11.0))),
 )

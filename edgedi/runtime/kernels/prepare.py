@@ -14,7 +14,7 @@ from edgedi.partition.simulate import region_of
 from edgedi.runtime.kernels import eager, fused
 from edgedi.runtime.kernels.task import Kernel, Task
 
-__all__ = ["Kernel", "Task", "prepare"]
+__all__ = ["Kernel", "Task", "prepare", "task_of"]
 
 
 def prepare(
@@ -30,6 +30,13 @@ def prepare(
     ``weights`` maps the layer's roles to tensors already cut for this run; with no ``packer`` all runs on plain torch.
     With ``overwrite`` the result may be written over the residual.
     """
+    task = task_of(run, graph, weights, overwrite=overwrite)
+    kernel = fused.make(task, packer) if packer is not None else None
+    return _with_cuts(kernel or eager.make(task), task)
+
+
+def task_of(run: Run, graph: LayerGraph, weights: Mapping[str, Tensor], *, overwrite: bool = False) -> Task:
+    """Everything about a RUN that is fixed before the first request."""
     layer = graph.by_name[run.piece.tensor]
     shapes = graph.input_shapes(layer)
     out = region_of(run.piece)
@@ -37,12 +44,10 @@ def prepare(
     parts = (run.over,) if is_part else needs(layer, shapes, out)
     if parts is None:
         raise LocalProtocolError(f"{layer.name} cannot make {run.piece}")
-    task = Task(
+    return Task(
         layer=layer, shapes=shapes, out=None if is_part else out, parts=parts, pieces=run.inputs, weights=weights,
         overwrite=overwrite,
     )  # fmt: skip
-    kernel = fused.make(task, packer) if packer is not None else None
-    return _with_cuts(kernel or eager.make(task), task)
 
 
 def _with_cuts(kernel: Kernel, task: Task) -> Kernel:

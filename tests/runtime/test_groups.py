@@ -1,0 +1,227 @@
+"""Chains of layers in an engine: the same answers, nothing overwritten, chosen by measurement and nothing else."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, seed, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from edgedi import distribute
+from edgedi.partition.capture import Capture, capture_model
+from edgedi.partition.lowering import lower
+from edgedi.partition.plan import HOME
+from edgedi.partition.program import Piece, Program, Run
+from edgedi.runtime.executor import LoadedProgram, ProgramRun
+from edgedi.runtime.groups import FASTER_BY, LEAST_RUNS, Choice, EngineGroups
+from edgedi.runtime.kernels import openvino_graph
+from edgedi.runtime.kernels.fused import Packer
+from edgedi.runtime.local_workers import LocalWorkers
+from edgedi.runtime.reference import InProcess, weights_of
+from edgedi.runtime.verify import relative_difference
+from tests.exactness import cast, relative
+from tests.networks import build, noise_for
+from tests.partition.random_networks import Network, networks
+from tests.plans import axis_plan
+
+TOLERANCE = 2e-5
+pytestmark = pytest.mark.skipif(
+    not openvino_graph.available(), reason="openvino is not installed: pip install edgedi[openvino]"
+)
+
+
+def engine_wins() -> EngineGroups:
+    """Every chain is the engine's: by its clock torch takes long and the engine no time."""
+    return EngineGroups(1, clock=_Steps([0.0, 1.0] * 4 + [0.0, 0.0] * 4))
+
+
+def torch_wins() -> EngineGroups:
+    return EngineGroups(1, clock=_Steps([0.0, 0.0] * 4 + [0.0, 1.0] * 4))
+
+
+class _Steps:
+    def __init__(self, readings: list[float]) -> None:
+        self._readings = itertools.cycle(readings)
+
+    def __call__(self) -> float:
+        return next(self._readings)
+
+
+def engined(capture: Capture, programs: object, groups: EngineGroups) -> InProcess:
+    """The programs in one process, the workers' with the engine's chains."""
+    process = InProcess(capture, programs, fast=True)  # type: ignore[arg-type]  # a ProgramSet
+    for participant, loaded in process.loaded.items():
+        if participant != HOME:
+            process.loaded[participant] = LoadedProgram(
+                loaded.program, capture.graph, weights_of(capture), packer=Packer(), regroup=groups
+            )
+    return process
+
+
+class Squeezed(nn.Module):
+    """Small layers of every kind that the engine takes, depthwise and with squeeze-excite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.SiLU())
+        self.deep = nn.Sequential(
+            nn.Conv2d(16, 16, 5, 1, 2, groups=16), nn.Hardswish(), nn.Conv2d(16, 24, 1), nn.ReLU6()
+        )
+        self.squeeze = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(24, 6, 1), nn.ReLU(), nn.Conv2d(6, 24, 1), nn.Sigmoid()
+        )
+        self.wide = nn.Conv2d(24, 16, 1)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.last = nn.Conv2d(32, 20, 3, padding=2, dilation=2)
+        self.norm = nn.BatchNorm2d(16)
+        self.head = nn.Linear(20, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        y = self.deep(x)
+        y = self.wide(y * self.squeeze(y)) + x
+        y = torch.cat([self.norm(y), torch.tanh(y * 0.5)], 1)
+        y = nn.functional.gelu(self.last(self.pool(y)))
+        return self.head(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+@pytest.mark.parametrize("axis", ["rows", "columns", "channels"])
+def test_the_answer_is_the_models(axis: str, num_workers: int) -> None:
+    torch.manual_seed(0)
+    model, x = Squeezed().eval(), torch.randn(1, 3, 37, 45)
+    capture = capture_model(model, (x,))
+    programs = lower(axis_plan(capture.graph, num_workers, axis, depth=6), capture.graph)
+    groups = engine_wins()
+    process = engined(capture, programs, groups)
+    with torch.inference_mode():
+        own = model(x)
+    for _ in range(2):
+        assert relative_difference(process(x), own) <= TOLERANCE
+    if num_workers == 1:
+        assert sum(choice.num_runs for choice in groups.choices) >= 10
+        assert all(choice.engine for choice in groups.choices)
+
+
+@seed(20261121)
+@settings(deadline=None, print_blob=True, database=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@given(network=networks(max_steps=9), num_workers=st.sampled_from((1, 2, 3)))
+def test_random_networks_answer_alike(network: Network, num_workers: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(network.input, dtype=torch.float64)
+    with torch.no_grad():
+        exact = capture_model(network, x)
+    assume(all(layer.op != "opaque" for layer in exact.graph.layers))
+    single, inputs = cast(exact, torch.float32), {k: v.float() for k, v in exact.flatten((x,)).items()}
+    truth = InProcess.whole(exact).run({name: tensor.double() for name, tensor in inputs.items()})
+    programs = lower(axis_plan(single.graph, num_workers, "rows", depth=8), single.graph)
+    plain, made = (engined(single, programs, g).run(inputs) for g in (torch_wins(), engine_wins()))
+    for name, expected in truth.items():
+        assert relative(made[name], expected) <= max(TOLERANCE, 5 * relative(plain[name], expected)), name
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18"])
+def test_stock_networks_answer_alike(name: str) -> None:
+    size = (96, 128)
+    model, x = build(name, size), noise_for(name, size)
+    capture = capture_model(model, (x,))
+    programs = lower(axis_plan(capture.graph, 2, "rows", depth=9), capture.graph)
+    groups = engine_wins()
+    with torch.inference_mode():
+        own = model(x)
+    assert relative_difference(engined(capture, programs, groups)(x), own) <= TOLERANCE
+    assert len(groups.choices) >= 4
+
+
+class Residual(nn.Module):
+    """A chain whose first input is added at its end, and read again after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(nn.Conv2d(8, 8, 1) for _ in range(6)))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.body(x) + x
+        return y, y * x
+
+
+def test_what_a_chain_reads_stays_as_it_was() -> None:
+    """OpenVINO adds in the memory of an input where it may; here it may not."""
+    torch.manual_seed(0)
+    model, x = Residual().eval(), torch.randn(1, 8, 12, 12).contiguous(memory_format=torch.channels_last)
+    before = x.clone()
+    capture = capture_model(model, (x,))
+    runs = tuple(Run(Piece(layer.name), tuple(map(Piece, layer.inputs))) for layer in capture.graph.layers)
+    groups = engine_wins()
+    loaded = LoadedProgram(
+        Program(participant=HOME, instructions=runs),
+        capture.graph,
+        weights_of(capture),
+        packer=Packer(),
+        regroup=groups,
+    )
+    assert [choice.engine for choice in groups.choices] == [True]
+    run = ProgramRun(loaded, capture.flatten((x,)))
+    assert run.advance(lambda *what: pytest.fail(f"nothing is sent here, not {what}"))
+    assert torch.equal(x, before)
+    own = model(x)
+    for name, expected in zip(capture.graph.outputs, own, strict=True):
+        assert relative_difference(run.output(name), expected) <= TOLERANCE
+
+
+def test_answers_of_one_request_are_not_written_over_by_the_next() -> None:
+    model, x = Squeezed().eval(), torch.randn(1, 3, 33, 33)
+    capture = capture_model(model, (x,))
+    process = engined(capture, lower(axis_plan(capture.graph, 1, "rows", depth=50), capture.graph), engine_wins())
+    first = process(x)
+    kept = first.clone()
+    process(torch.randn(1, 3, 33, 33))
+    assert torch.equal(first, kept)
+
+
+def test_where_torch_is_as_fast_torch_computes() -> None:
+    model, x = Squeezed().eval(), torch.randn(1, 3, 33, 33)
+    capture = capture_model(model, (x,))
+    groups = torch_wins()
+    process = engined(capture, lower(axis_plan(capture.graph, 1, "rows", depth=50), capture.graph), groups)
+    assert groups.choices
+    assert not any(choice.engine for choice in groups.choices)
+    assert groups.factor == 1.0
+    assert str(groups) == "torch"
+    assert all(step.kernel is not None for step in process.loaded[0].steps if isinstance(step.instruction, Run))
+
+
+def test_short_chains_are_left_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(LEAST_RUNS - 1))).eval()
+    x = torch.randn(1, 3, 8, 8)
+    capture = capture_model(model, (x,))
+    groups = engine_wins()
+    engined(capture, lower(axis_plan(capture.graph, 1, "rows", depth=50), capture.graph), groups)
+    assert groups.choices == []
+    assert groups.factor == 1.0
+
+
+def test_a_choice_asks_for_more_than_noise() -> None:
+    assert Choice(num_runs=5, torch_s=1.0, engine_s=FASTER_BY).engine
+    assert not Choice(num_runs=5, torch_s=1.0, engine_s=0.99).engine
+
+
+@pytest.mark.parametrize(
+    ("options", "may"), [((), True), (("--engine", "torch"), False), (("--memory-limit", "2G"), False)]
+)
+def test_a_worker_says_which_engine_computes(options: tuple[str, ...], may: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Squeezed().eval(), torch.randn(1, 3, 65, 65)
+    workers = LocalWorkers(1, options=options)
+    try:
+        with distribute(model, x, workers.addresses) as session:
+            assert relative_difference(session(x), model(x)) <= TOLERANCE
+            (counted,) = session.statistics().workers.values()
+    finally:
+        workers.stop()
+    assert str(counted["engine"]).startswith("torch")
+    assert may or counted["engine"] == "torch"
