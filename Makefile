@@ -13,7 +13,7 @@ help: ## print this list
 demo: $(VENV)/.edgedi-demo ## split three networks over two local workers and print the table
 	$(VENV)/bin/edgedi-bench --demo
 
-bench: $(VENV)/.edgedi-demo ## measure the bars that this machine can decide, and say PASS, FAIL or UNDECIDED
+bench: $(VENV)/.edgedi-demo $(VENV)/.edgedi-openvino $(VENV)/.edgedi-onnxruntime ## measure the bars that this machine can decide, and say PASS, FAIL or UNDECIDED
 	$(RUN) bench.run
 
 test: $(VENV)/.edgedi-test ## run the tests, real worker processes included (under 20 minutes on 2 cores)

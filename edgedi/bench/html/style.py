@@ -23,7 +23,7 @@ h2{font-size:1.2rem;margin:44px 0 4px;padding-top:14px;border-top:1px solid var(
 p{margin:6px 0;max-width:78ch}
 .see{color:var(--soft);max-width:92ch}
 .sub{color:var(--soft);margin:0 0 18px}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:12px;margin:18px 0}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(180px,1fr));gap:12px;margin:18px 0}
 .card{background:var(--panel);border:1px solid var(--rule);border-radius:8px;padding:12px 14px}
 .card b{display:block;font-size:1.6rem;line-height:1.25;font-variant-numeric:tabular-nums}
 .card span{color:var(--soft);font-size:.88rem}
@@ -81,6 +81,7 @@ footer{color:var(--soft);font-size:.88rem;margin-top:48px}
 @media (max-width:600px){main{padding:16px 14px 48px}h1{font-size:1.35rem}
 dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:8px}}
 @media print{main{max-width:none;padding:0}.figure,.scroll{overflow:visible}.figure svg{min-width:0!important}
+section{break-inside:avoid}
 h2,.see{break-after:avoid}.figure,table,.cards,.caveats{break-inside:avoid}pre{white-space:pre-wrap}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
