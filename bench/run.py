@@ -63,11 +63,14 @@ def measure(case: Case, folder: Path, rounds: int) -> tuple[dict[str, Any] | Non
     path.unlink(missing_ok=True)
     files = ("--rounds", str(rounds), "--json", str(path), "--html", str(page))
     command = [sys.executable, "-m", "edgedi.cli.bench", *case.arguments, *files]
-    done = subprocess.run(command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+    last = ""
+    with subprocess.Popen(command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        for line in process.stderr or ():
+            sys.stderr.write(line)  # its progress is ours
+            last = line.strip()
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8")), ""
-    words = done.stderr.strip().splitlines()
-    return None, words[-1] if words else f"edgedi-bench ended with {done.returncode}"
+    return None, last or f"edgedi-bench ended with {process.returncode}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from bench.bars import (
     verdict_line,
     verdicts,
 )  # fmt: skip
-from bench.run import main
+from bench.run import main, measure
 from edgedi.bench.as_json import report_json
 from edgedi.bench.numbers import Ratio
 from edgedi.bench.settings import ENGINE_NAMES
@@ -94,6 +95,14 @@ def test_every_local_case_is_a_command_that_is_accepted(case: Case):
 
 def test_names_of_cases_are_their_own():
     assert len({case.name for case in CASES}) == len(CASES)
+
+
+def test_a_case_that_cannot_run_is_not_measured_and_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    case = Case(name="local typo", options=LOCAL, model="tiny:nothing", least_speedup=1.0, least_share=0.5)
+    measured, reason = measure(case, tmp_path, 1)
+    assert measured is None
+    assert reason.startswith("edgedi-bench: --model tiny:nothing: module tiny does not import")
+    assert "loading tiny:nothing" in capfd.readouterr().err
 
 
 def test_a_word_that_no_case_holds_lists_them(capsys: pytest.CaptureFixture[str]):
