@@ -173,7 +173,8 @@ def compare(model: nn.Module, x: Tensor, workers: Workers, slowdown: float, roun
             for _ in range(rounds):  # in turns, so that what else this machine does meets both
                 after += seconds_each(session, x, 1)
                 ideal += seconds_each(told, x, 1)
-        found = line("replanned", after)
+        slowdowns = session._latest().main.slowdowns
+        found = line("replanned", after, f"for slowdowns of {', '.join(f'{s:.2f}' for s in slowdowns)}")
         wanted = line("planned for these speeds from the start", ideal)
         shared = before * 2 / (1 + 1 / slowdown)
         print(f"full speed by the sum of speeds {shared * 1e3:20.1f} ms  replanned takes {found / shared:.2f} of it")

@@ -12,8 +12,9 @@ against the measured profile. Measured over predicted is the worker's *ratio*. R
   all others then look slow against it. What is within ``SNAP`` of 1 is 1, so that the first plan comes back.
 * After a decision come ``COOL_DOWN`` readings without one; twice as many each time if decisions follow each other
   closely, ``MOST_COOL_DOWN`` at most. Whatever the readings, plans change rarely.
-* A worker without a share has no ratio. If it is thought as fast as its profile, the least ratio ever seen stands in;
-  if it is thought slow, nobody would ever learn that it recovered, so it is *probed* every ``PROBE_EVERY`` readings.
+* A worker without a share has no ratio. If it is thought as fast as its profile, the least ratio since the last
+  decision stands in. If it is thought slow, nobody would ever learn that it recovered, so it is *probed* every
+  ``PROBE_EVERY`` readings; a probe runs layers alone, so what the cost model misses (that least ratio) is put on top.
 """
 
 from __future__ import annotations
@@ -120,10 +121,8 @@ class Balance:
         for k, busy in reading.workers.items():
             if k in measured:
                 self._probed.pop(k, None)
-            elif k in self._probed:
-                measured[k] = self._probed[k] / busy.slowdown
-            elif busy.slowdown == 1.0 and self._least_ratio is not None:
-                measured[k] = self._least_ratio
+            elif self._least_ratio is not None and (k in self._probed or busy.slowdown == 1.0):
+                measured[k] = self._least_ratio * self._probed.get(k, busy.slowdown) / busy.slowdown
         return measured
 
     def _count(self, plan: str, slow: frozenset[int]) -> None:
@@ -139,6 +138,7 @@ class Balance:
         self._cool_down = min(MOST_COOL_DOWN, 2 * self._cool_down) if closely else COOL_DOWN
         self._since_decision = self._num_slow = 0
         self._probed.clear()
+        self._least_ratio = None
         old = {k: busy.slowdown for k, busy in reading.workers.items()}
         return Replan(new_slowdowns(old, ratios))
 

@@ -193,13 +193,15 @@ def test_a_device_that_changes_as_soon_as_the_plan_did_waits_longer_each_time() 
 
 def test_after_quiet_times_the_cool_down_is_short_again() -> None:
     cluster = Cluster(2)
-    for slowdown in (4.0, 1.0, 4.0, 1.0):
-        cluster.true[1] = slowdown
-        assert cluster.reads(40) == 1
-    cluster.reads(300)
-    for slowdown in (4.0, 1.0):
-        cluster.true[1] = slowdown
-        assert cluster.reads(COOL_DOWN + CONFIRMATIONS) == 1
+    for number in range(300):  # as above: cool-downs grow
+        if isinstance(cluster.read(), Replan) or number == 0:
+            cluster.true[1] = 4.0 if cluster.true[1] == 1.0 else 1.0
+    cluster.true[1] = cluster.thought[1]
+    assert cluster.reads(5 * MOST_COOL_DOWN) == 0
+    cluster.true[1] = 5.0 - cluster.true[1]
+    assert cluster.reads(CONFIRMATIONS) == 1
+    cluster.true[1] = 5.0 - cluster.true[1]
+    assert cluster.reads(COOL_DOWN + CONFIRMATIONS) == 1
 
 
 # --- workers without a share -----------------------------------------------------------------------------------------
@@ -213,8 +215,19 @@ def test_the_only_busy_worker_is_compared_with_what_it_took_before() -> None:
     assert cluster.thought == {0: pytest.approx(3.0), 1: 1.0}
 
 
-def test_a_slow_worker_without_a_share_is_probed_and_comes_back() -> None:
+def test_what_ratios_were_before_a_decision_does_not_count_after_it() -> None:
+    """While worker 1 was thought slow and had recovered, its ratio was small; that is nobody's ratio any more."""
     cluster = Cluster(2)
+    for slowdown in (4.0, 1.0):
+        cluster.true[1] = slowdown
+        assert cluster.reads(20) == 1
+    cluster.idle = (1,)
+    assert cluster.reads(100) == 0
+
+
+@pytest.mark.parametrize("bias", [0.5, 1.0, 2.0])
+def test_a_slow_worker_without_a_share_is_probed_and_comes_back(bias: float) -> None:
+    cluster = Cluster(2, bias=bias)
     cluster.true[0] = 5.0
     assert cluster.reads(CONFIRMATIONS) == 1
     cluster.idle = (0,)
@@ -225,6 +238,7 @@ def test_a_slow_worker_without_a_share_is_probed_and_comes_back() -> None:
     cluster.balance.probed(0, 1.02)
     assert cluster.reads(CONFIRMATIONS) == 1
     assert cluster.thought == {0: 1.0, 1: 1.0}
+    assert cluster.reads(50) == 0
 
 
 def test_a_share_too_small_to_measure_says_nothing() -> None:
