@@ -50,7 +50,7 @@ from edgedi.partition.operators import Region
 from edgedi.partition.plan import HOME, Cost
 from edgedi.partition.profile import ClusterProfile, DeviceProfile
 from edgedi.partition.program import UNSPLIT, Piece, Run
-from edgedi.partition.reach import Reach, reduces
+from edgedi.partition.reach import Asks, Reach, reduces
 
 Layout = str | int
 """Where tensors lie before a segment: split along an axis (its name), or whole on a participant (its number)."""
@@ -84,7 +84,8 @@ class CostModel:
         self._kind[HOME] = HOME
         self._prefix_s = {kind: (0.0, *accumulate(times)) for kind, times in self._whole_s.items()}
         self._fetches: dict[tuple[str, int, Layout], Fetch] = {}
-        self._tables: dict[tuple[int, int, str], list[float]] = {}
+        self._tables: dict[tuple[int, int, str], _Table] = {}
+        self._asks: dict[str, Asks] = {axis: {} for axis in AXES}
         self._reaches: dict[tuple[int, str, int, int | None], Reach] = {}
 
     def dims(self, axis: str) -> Mapping[str, int]:
@@ -106,26 +107,14 @@ class CostModel:
         prefix = self._prefix_s[self._kind[worker]]
         return prefix[layers.stop] - prefix[layers.start]
 
-    def table(self, worker: int, position: int, axis: str) -> list[float]:
-        """Seconds that a worker takes for 0, 1, ... elements of a layer along ``axis``, at the end for all of it."""
+    def table(self, worker: int, position: int, axis: str) -> Mapping[int, float]:
+        """Seconds that a worker takes for 0, 1, ... elements of a layer along ``axis``; one more than it has: all."""
         kind = self._kind[worker]
         key = (kind, position, axis)
         if key not in self._tables:
-            self._tables[key] = self._make_table(kind, position, axis)
+            device = self.cluster.devices[kind]
+            self._tables[key] = _Table(self.graph, device, position, self._dims[axis], self._whole_s[kind][position])
         return self._tables[key]
-
-    def _make_table(self, kind: int, position: int, axis: str) -> list[float]:
-        layer, dims, device = self.graph.layers[position], self._dims[axis], self.cluster.devices[kind]
-        whole_s = self._whole_s[kind][position]
-        if reduces(layer, dims):
-            length = self.graph.spec(layer.inputs[0]).shape[dims[layer.inputs[0]]]
-            return [whole_s * n / length for n in range(length + 1)] + [whole_s]
-        if layer.name not in dims:
-            return [0.0, whole_s]
-        dim, shapes = dims[layer.name], self.graph.input_shapes(layer)
-        lengths = range(1, layer.spec.shape[dim] + 1)
-        parts = (device.seconds(layer, shapes, Region(dim, Interval(0, n))) for n in lengths)
-        return [0.0, *accumulate(parts, max), whole_s]
 
     # --- exchange -----------------------------------------------------------------------------------------------------
 
@@ -188,7 +177,15 @@ class CostModel:
         """The walks of all segments that end at ``stop``, made once."""
         key = (stop, axis, lowest, patience)
         if key not in self._reaches:
-            self._reaches[key] = Reach(self.graph, stop, axis, lowest=lowest, dims=self._dims[axis], patience=patience)
+            self._reaches[key] = Reach(
+                self.graph,
+                stop,
+                axis,
+                lowest=lowest,
+                dims=self._dims[axis],
+                patience=patience,
+                asks=self._asks[axis],
+            )
         return self._reaches[key]
 
     def run_seconds(self, worker: int, run: Run, axis: str) -> float:
@@ -196,10 +193,11 @@ class CostModel:
         position = self.graph.position[run.piece.tensor]
         if axis == "whole":
             return self._whole_s[self._kind[worker]][position]
-        table = self.table(worker, position, axis)
         if run.over is not None:
-            return table[len(run.over.interval)]
-        return table[-1] if run.piece.dim == UNSPLIT else table[len(run.piece.interval)]
+            return self.table(worker, position, axis)[len(run.over.interval)]
+        if run.piece.dim == UNSPLIT:
+            return self._whole_s[self._kind[worker]][position]
+        return self.table(worker, position, axis)[len(run.piece.interval)]
 
     def num_bytes(self, piece: Piece) -> int:
         """Bytes of a piece; a part of a reduction is as large as the tensor's spec says one part is."""
@@ -207,6 +205,32 @@ class CostModel:
         if piece.dim == UNSPLIT:
             return spec.num_bytes
         return spec.num_bytes // max(1, spec.shape[piece.dim]) * len(piece.interval)
+
+
+class _Table(dict[int, float]):
+    """Seconds of one layer on one device by how many elements it makes, priced when first asked for."""
+
+    __slots__ = ("_device", "_dim", "_layer", "_reduced", "_shapes", "_whole_s")
+
+    def __init__(
+        self, graph: LayerGraph, device: DeviceProfile, position: int, dims: Mapping[str, int], whole_s: float
+    ) -> None:
+        layer = graph.layers[position]
+        self._device, self._layer, self._shapes = device, layer, graph.input_shapes(layer)
+        self._dim, self._whole_s = dims.get(layer.name), whole_s
+        self._reduced = graph.spec(layer.inputs[0]).shape[dims[layer.inputs[0]]] if reduces(layer, dims) else 0
+        super().__init__({0: 0.0})
+
+    def __missing__(self, count: int) -> float:
+        self[count] = seconds = self._seconds(count)
+        return seconds
+
+    def _seconds(self, count: int) -> float:
+        if self._reduced:
+            return self._whole_s * min(count, self._reduced) / self._reduced
+        if self._dim is None or count > self._layer.spec.shape[self._dim]:
+            return self._whole_s
+        return self._device.seconds(self._layer, self._shapes, Region(self._dim, Interval(0, count)))
 
 
 def _alike(one: DeviceProfile, other: DeviceProfile) -> bool:

@@ -12,9 +12,6 @@ from edgedi.partition.minimax import ALONE, FIRST, LAST, MIDDLE
 from edgedi.partition.plan import HOME, Cost, Plan, Segment
 from edgedi.partition.reach import NOTHING, Reach
 
-_ABOVE, _BELOW = (MIDDLE, LAST), (FIRST, MIDDLE)
-"""The roles that have a neighbour on that side."""
-
 
 def segment_cost(model: CostModel, segment: Segment, layout: Layout) -> Cost:
     """A segment that follows one of ``layout`` (``HOME`` for the first)."""
@@ -200,27 +197,34 @@ class SplitPricer:
 
 
 class _Halos:
-    """Adds up what one worker waits for, by role."""
+    """Adds up what one worker waits for: what comes to it in any role, and what only a neighbour sends."""
 
     def __init__(self, model: CostModel, worker: int) -> None:
         between, last = model.cluster.link_between, len(model.workers) - 1
         self._above = between(worker - 1, worker) if worker else None
         self._below = between(worker + 1, worker) if worker < last else None
-        self._latency, self._seconds = [0.0] * 4, [0.0] * 4
+        self._latency = self._seconds = 0.0
+        self._above_s = self._below_s = 0.0
+        self._latency_above = self._latency_below = 0.0
 
     def add(self, read: _Input) -> None:
-        for link, count, roles in ((self._above, read.above, _ABOVE), (self._below, read.below, _BELOW)):
-            if link is not None and count > 0:
-                seconds = 2 * link.message_cpu_s + count * read.element_bytes / link.bytes_per_s
-                for role in roles:
-                    self._latency[role] = max(self._latency[role], link.latency_s)
-                    self._seconds[role] += seconds
+        if self._above is not None and read.above > 0:
+            self._latency_above = self._above.latency_s
+            self._above_s += 2 * self._above.message_cpu_s + read.above * read.element_bytes / self._above.bytes_per_s
+        if self._below is not None and read.below > 0:
+            self._latency_below = self._below.latency_s
+            self._below_s += 2 * self._below.message_cpu_s + read.below * read.element_bytes / self._below.bytes_per_s
 
     def add_fetch(self, fetch: Fetch, num_bytes: float) -> None:
-        for role in range(4):
-            self._latency[role] = max(self._latency[role], fetch.latency_s)
-            self._seconds[role] += fetch.messages_s + fetch.per_byte_s * num_bytes
+        self._latency = max(self._latency, fetch.latency_s)
+        self._seconds += fetch.messages_s + fetch.per_byte_s * num_bytes
 
     def fixed(self) -> tuple[float, float, float, float]:
-        first, middle, last, alone = (a + b for a, b in zip(self._latency, self._seconds, strict=True))
-        return first, middle, last, alone
+        """For the roles FIRST, MIDDLE, LAST and ALONE."""
+        above, below = max(self._latency, self._latency_above), max(self._latency, self._latency_below)
+        return (
+            below + self._seconds + self._below_s,
+            max(above, below) + self._seconds + self._above_s + self._below_s,
+            above + self._seconds + self._above_s,
+            self._latency + self._seconds,
+        )

@@ -65,7 +65,7 @@ def aofl(graph: LayerGraph, cluster: ClusterProfile, *, model: CostModel | None 
     ends = lone_ends(graph) | {run.stop for run in segmentation(prices, set())}
     plans = []
     for count in range(1, cluster.num_workers + 1):
-        segments, _ = search(prices, weights=_fastest(prices, count), axes=(AXIS,), ends=ends)
+        segments, _ = search(prices, weights=_fastest(prices, count), axes=(AXIS,) if count > 1 else (), ends=ends)
         plans.append(settled_plan("aofl", prices, segments))
     return fastest(prices, plans)
 

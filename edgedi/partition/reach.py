@@ -9,8 +9,11 @@ Operators for which that does not hold (see ``_separable``) are walked share by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
 
 from edgedi.partition.axes import axis_dims
 from edgedi.partition.geometry import Interval, scale
@@ -21,6 +24,14 @@ NOTHING = (0, 0)
 """The range of a layer that a share does not ask for."""
 
 Range = tuple[int, int]
+
+Ask = tuple[Range, tuple[tuple[str, Range], ...]]
+"""What a layer makes, and what it reads for that of each input of which it reads anything."""
+
+Asks = dict[tuple[str, Range], Ask]
+"""By layer and what is wanted of it: the same in all walks along an axis."""
+
+_depth_of = itemgetter(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +47,11 @@ class Walk:
 
     def read(self, tensor: str, depth: int) -> Range:
         """The range of ``tensor`` that a segment read whose first layer is at ``depth``."""
-        for noted, found in reversed(self.asked.get(tensor, ())):
-            if noted <= depth:
-                return found
-        return NOTHING
+        asked = self.asked.get(tensor)
+        if asked is None:
+            return NOTHING
+        place = bisect_right(asked, depth, key=_depth_of) if asked[-1][0] > depth else len(asked)
+        return asked[place - 1][1] if place else NOTHING
 
 
 class Reach:
@@ -59,6 +71,7 @@ class Reach:
         lowest: int,
         dims: Mapping[str, int],
         patience: int | None = None,
+        asks: Asks | None = None,
     ) -> None:
         self.graph, self.stop, self.axis, self.dims = graph, stop, axis, dims
         position = _reference_position(graph, Interval(lowest, stop), dims)
@@ -66,9 +79,15 @@ class Reach:
         self.length = self._extent(graph.layers[self.highest].name) if position is not None else 0
         self.lowest = first_splittable(graph, Interval(lowest, stop), dims) if self.length else stop
         self.separable = self.length > 0 and self._check_separable()
+        self.pricers: dict[int, Any] = {}
+        """What the search has priced with these walks, by how far borders move: kept here because walks are."""
         self._walks: dict[Range, Walk] = {}
         self._whole: dict[str, int] = {}
-        self._shapes = {p: graph.input_shapes(graph.layers[p]) for p in range(self.lowest, stop)}
+        self._asks = {} if asks is None else asks
+        self._layers = graph.layers[self.lowest : stop][::-1]
+        self._tails: dict[tuple[int, frozenset[str]], tuple[list[Range], list[tuple[str, int]]]] = {}
+        outlive = (depth for depth, layer in enumerate(self._layers) if graph.last_use[layer.name] >= stop)
+        self._deepest_own = max(outlive, default=-1)
         if self.length > 1 and patience is not None:
             self._give_up_after(patience)
 
@@ -116,7 +135,9 @@ class Reach:
             in_a_row = in_a_row + 1 if count == self.whole_of(layer.name) else 0
             if in_a_row >= patience and self.stop - 1 - depth < self.highest:
                 self.lowest = self.stop - 1 - depth
+                self._layers = self._layers[: depth + 1]
                 self._walks.clear()
+                self._tails.clear()
                 return
 
     def _walk(self, start: int, stop: int) -> Walk:
@@ -126,49 +147,101 @@ class Reach:
         return self._walks[key]
 
     def _walk_down(self, share: Interval) -> Walk:
-        walk, demand = Walk([], {}), dict[str, Need]()
-        for position in range(self.stop - 1, self.lowest - 1, -1):
-            layer, over = self.graph.layers[position], None
-            if self.graph.last_use[layer.name] >= self.stop:
-                over = self._want(layer, share, demand)
-            made = self._make(layer, demand.pop(layer.name), over, demand, walk) if layer.name in demand else NOTHING
-            walk.made.append(made)
-        return walk
+        made, asked, demand = list[Range](), dict[str, list[tuple[int, Range]]](), dict[str, Range]()
+        for depth, layer in enumerate(self._layers):
+            if depth > self._deepest_own and not self._parts_of(demand):
+                self._add_tail(depth, demand, made, asked)
+                break
+            over = self._want(layer, share, demand) if self.graph.last_use[layer.name] >= self.stop else None
+            wanted = demand.pop(layer.name, NOTHING)
+            if wanted == NOTHING:
+                made.append(NOTHING)
+                continue
+            makes, reads = self._ask(layer, wanted) if over is None else self._ask_over(layer, over)
+            made.append(makes)
+            for tensor, found in reads:
+                demand[tensor] = _hull(demand[tensor], found) if tensor in demand else found
+                asked.setdefault(tensor, []).append((depth, demand[tensor]))
+        return Walk(made, asked)
 
-    def _want(self, layer: Layer, share: Interval, demand: dict[str, Need]) -> Region | None:
+    def _parts_of(self, demand: Mapping[str, Range]) -> bool:
+        """Whether of some tensor that is still to be made not everything is wanted."""
+        position = self.graph.position
+        return any(
+            wanted[1] - wanted[0] < self.whole_of(tensor) and position[tensor] >= self.lowest
+            for tensor, wanted in demand.items()
+        )
+
+    def _add_tail(
+        self, depth: int, demand: Mapping[str, Range], made: list[Range], asked: dict[str, list[tuple[int, Range]]]
+    ) -> None:
+        """The rest of a walk from where all that is wanted is wanted whole: the same for all shares, so walked once."""
+        key = (depth, frozenset(tensor for tensor in demand if self.graph.position[tensor] >= self.lowest))
+        if key not in self._tails:
+            self._tails[key] = self._tail(depth, set(key[1]))
+        makes, reads = self._tails[key]
+        made += makes
+        for tensor, noted in reads:
+            asked.setdefault(tensor, []).append((noted, (0, self.whole_of(tensor))))
+
+    def _tail(self, first: int, wanted: set[str]) -> tuple[list[Range], list[tuple[str, int]]]:
+        """What is made, and which tensors are read at which depth, if all of ``wanted`` comes out."""
+        made, reads = list[Range](), list[tuple[str, int]]()
+        for depth, layer in enumerate(self._layers[first:], first):
+            if layer.name not in wanted:
+                made.append(NOTHING)
+                continue
+            makes, read = self._ask(layer, (0, self.whole_of(layer.name)))
+            made.append(makes)
+            reads += ((tensor, depth) for tensor, _ in read)
+            wanted.update(tensor for tensor, _ in read)
+        return made, reads
+
+    def _want(self, layer: Layer, share: Interval, demand: dict[str, Range]) -> Interval | None:
         """Add the worker's own part of a tensor that outlives the segment; of a reduction, return what it adds up."""
         if reduces(layer, self.dims):
-            source = layer.inputs[0]
-            own = scale(share, self._extent(source), self.length)
+            own = scale(share, self._extent(layer.inputs[0]), self.length)
             if not len(own):
                 return None
-            demand[layer.name] = WHOLE
-            return Region(self.dims[source], own)
-        wanted: Need = WHOLE
+            demand[layer.name] = (0, self.whole_of(layer.name))
+            return own
+        wanted = (0, self.whole_of(layer.name))
         if layer.name in self.dims:
-            wanted = Region(self.dims[layer.name], scale(share, self._extent(layer.name), self.length))
-            if not len(wanted.interval):
+            own = scale(share, self._extent(layer.name), self.length)
+            if not len(own):
                 return None
-        demand[layer.name] = _merged(demand[layer.name], wanted) if layer.name in demand else wanted
+            wanted = (own.start, own.stop)
+        demand[layer.name] = _hull(demand[layer.name], wanted) if layer.name in demand else wanted
         return None
 
-    def _make(self, layer: Layer, need: Need, over: Region | None, demand: dict[str, Need], walk: Walk) -> Range:
-        """Ask for what ``layer`` reads to make ``need``; the range that it makes (all, where it cannot split)."""
-        shapes = self._shapes[self.graph.position[layer.name]]
-        parts = (over,) if over is not None else needs(layer, shapes, need)
+    def _ask(self, layer: Layer, wanted: Range) -> Ask:
+        """What ``layer`` makes (all, where it cannot split) and reads so that ``wanted`` comes out."""
+        key = (layer.name, wanted)
+        if key not in self._asks:
+            self._asks[key] = self._new_ask(layer, wanted)
+        return self._asks[key]
+
+    def _new_ask(self, layer: Layer, wanted: Range) -> Ask:
+        shapes, whole = self.graph.input_shapes(layer), (0, self.whole_of(layer.name))
+        need: Need = WHOLE if wanted == whole else Region(self.dims[layer.name], Interval(*wanted))
+        parts = needs(layer, shapes, need)
         if parts is None:
-            need, parts = WHOLE, needs(layer, shapes, WHOLE)
+            wanted, parts = whole, needs(layer, shapes, WHOLE)
             assert parts is not None, "every operator can make its whole output"
-        for tensor, part in zip(layer.inputs, parts, strict=True):
-            if part is not WHOLE and not len(part.interval):
-                continue
-            asked = part if part is not WHOLE and self.dims.get(tensor) == part.dim else WHOLE
-            demand[tensor] = _merged(demand[tensor], asked) if tensor in demand else asked
-            walk.asked.setdefault(tensor, []).append((len(walk.made), self._range(tensor, demand[tensor])))
-        return self._range(layer.name, need if over is None else over)
+        return wanted, self._reads(layer, parts)
+
+    def _ask_over(self, layer: Layer, own: Interval) -> Ask:
+        """The same for a reduction that adds up ``own`` of its input."""
+        return (own.start, own.stop), self._reads(layer, (Region(self.dims[layer.inputs[0]], own),))
+
+    def _reads(self, layer: Layer, parts: Iterable[Need]) -> tuple[tuple[str, Range], ...]:
+        read = ((tensor, self._range(tensor, part)) for tensor, part in zip(layer.inputs, parts, strict=True))
+        return tuple((tensor, found) for tensor, found in read if found[0] < found[1])
 
     def _range(self, tensor: str, need: Need) -> Range:
-        return (0, self.whole_of(tensor)) if need is WHOLE else (need.interval.start, need.interval.stop)
+        if need is WHOLE or (self.dims.get(tensor) != need.dim and len(need.interval)):
+            return 0, self.whole_of(tensor)
+        return need.interval.start, need.interval.stop
 
     def _check_separable(self) -> bool:
         return all(
@@ -230,7 +303,6 @@ def _separable(layer: Layer, dims: Mapping[str, int]) -> bool:
     return True
 
 
-def _merged(first: Need, second: Need) -> Need:
-    if first is WHOLE or second is WHOLE:
-        return WHOLE
-    return Region(first.dim, first.interval.hull(second.interval))
+def _hull(one: Range, other: Range) -> Range:
+    """The smallest range that holds both; all of a tensor, which is one longer than its length, holds every other."""
+    return min(one[0], other[0]), max(one[1], other[1])
