@@ -3,7 +3,9 @@
 EdgeDI publishes the idea (split one dimension of the maps, weighted by measured speed) and a greedy rule for the shares
 (``baselines.oodp_greedy``). The exact version here is ours: ``minimax`` for the shares of one segment, and dynamic
 programming over boundaries and axes (``search``, which states its limits). "Everything on the best device" is one of
-its paths, and workers may be idle in any segment, so every subset of the devices is looked at.
+its paths, and workers may be idle in any segment, so every subset of the devices is looked at. Not quite alike: where
+maps are gathered (another axis, one worker, the way home) the estimate counts a message from idle workers too, so that
+a plan for fewer workers, made without the others, can be better by the price of such messages.
 
 The estimate lets borders move between segments almost for nothing. Small maps feel that (7 rows on 5 workers), so the
 same programme also runs with every segment cut in the same proportions, and the finished plans, those of the other
@@ -19,6 +21,7 @@ from itertools import accumulate, groupby
 from edgedi.partition.baselines import equal, ocbp, oodp_greedy, proportional, single
 from edgedi.partition.by_rows import merged
 from edgedi.partition.cost import CostModel
+from edgedi.partition.explain import explained
 from edgedi.partition.fitting import fastest, fits, fitted
 from edgedi.partition.geometry import scale
 from edgedi.partition.graph import LayerGraph
@@ -43,9 +46,10 @@ def oodp(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = MAX_DEP
             found.append(settled(model, _plan(model, same)))
     found += [planner(graph, cluster, model=model) for planner in RIVALS]
     quickest = min(found, key=lambda plan: plan.predicted_s)
-    if not fits(graph, cluster, quickest):
-        found += fitted(model, quickest)
-    return replace(fastest(model, found), planner="oodp")
+    if fits(graph, cluster, quickest):
+        return explained(model, replace(quickest, planner="oodp"))
+    chosen = fastest(model, [*found, *fitted(model, quickest)])
+    return explained(model, replace(chosen, planner="oodp"), faster=quickest)
 
 
 def _proportions(model: CostModel, segments: Sequence[Segment]) -> list[Weights]:

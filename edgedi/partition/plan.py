@@ -1,8 +1,10 @@
 """Plan: which segment runs split along which axis, and which interval each worker owns. A value that prints and parses.
 
     plan 2 workers, 70 layers, predicted 0.01234 s
-    segment 0  layers 0:9   rows 56      0:28  28:56   compute 0.004 exchange 0.0005
+    segment 0  layers 0:9   rows 56      0:28  28:56   compute 0.004 exchange 0.0005  # next best: channels, 1.4 x
     segment 1  layers 9:12  whole on 1                 compute 0.001 exchange 0.0001
+
+What follows a ``#`` says why a segment is as it is (``explain``); like costs, it is no part of the plan's digest.
 
 The intervals of a split segment are those of its *reference*: the last tensor of the segment that has the axis. Every
 other tensor of the segment is owned in like proportion (``geometry.scale``), so that intervals are written once.
@@ -13,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgedi.errors import PlanError
 from edgedi.partition.axes import AXES, axis_dims
@@ -40,7 +42,8 @@ class Cost:
 class Segment:
     """Layers ``[layers.start, layers.stop)``; ``shares[k]`` is worker k's part of the reference, ``length`` long.
 
-    A ``whole`` segment has no shares and runs on worker ``on`` (``HOME`` for what only the coordinator knows).
+    A ``whole`` segment has no shares and runs on worker ``on`` (``HOME`` for what only the coordinator knows). ``why``
+    is a line of text for people.
     """
 
     layers: Interval
@@ -49,8 +52,11 @@ class Segment:
     shares: tuple[Interval, ...] = ()
     on: int | None = None
     cost: Cost = Cost()
+    why: str = ""
 
     def __post_init__(self) -> None:
+        if self.why != " ".join(self.why.split()):
+            raise ValueError(f"why is one line of words with single spaces, not {self.why!r}")
         if self.axis == "whole":
             if self.on is None or self.shares:
                 raise ValueError("a whole segment names one worker and has no shares")
@@ -75,6 +81,7 @@ class Segment:
     def __str__(self) -> str:
         head = f"layers {self.layers}"
         cost = f"compute {self.cost.compute_s:.6g} exchange {self.cost.exchange_s:.6g}"
+        cost += f"  # {self.why}" if self.why else ""
         if self.on is not None:
             return f"{head}  whole on {'home' if self.on == HOME else self.on}  {cost}"
         return f"{head}  {self.axis} {self.length}  {'  '.join(map(str, self.shares))}  {cost}"
@@ -107,7 +114,7 @@ class Plan:
     @property
     def digest(self) -> str:
         """Name of the plan: its grid without costs, and the graph that it is for."""
-        cells = [re.sub(r"\s+compute .*", "", str(segment)) for segment in self.segments]
+        cells = [re.sub(r"\s+compute .*", "", str(replace(segment, why=""))) for segment in self.segments]
         return hashlib.sha256("\n".join([self.graph_digest, str(self.num_workers), *cells]).encode()).hexdigest()
 
     def __str__(self) -> str:
@@ -130,7 +137,7 @@ class Plan:
 _SEGMENT = re.compile(
     r"segment \d+\s+layers (?P<layers>\d+:\d+)\s+"
     r"(?:whole on (?P<on>home|\d+)|(?P<axis>[a-z]+) (?P<length>\d+)(?P<shares>(?:\s+\d+:\d+)+))"
-    r"(?:\s+compute (?P<compute>\S+) exchange (?P<exchange>\S+))?"
+    r"(?:\s+compute (?P<compute>\S+) exchange (?P<exchange>\S+))?(?:\s+# (?P<why>\S.*))?"
 )
 
 
@@ -139,11 +146,12 @@ def _parse_segment(line: str) -> Segment:
     if not match:
         raise ValueError(f"{line!r} is not a segment; write 'segment 0  layers 0:9  rows 56  0:28  28:56'")
     cost = Cost(compute_s=float(match["compute"] or 0), exchange_s=float(match["exchange"] or 0))
-    layers = Interval.parse(match["layers"])
+    layers, why = Interval.parse(match["layers"]), match["why"] or ""
     if match["on"]:
-        return Segment(layers=layers, axis="whole", on=HOME if match["on"] == "home" else int(match["on"]), cost=cost)
+        on = HOME if match["on"] == "home" else int(match["on"])
+        return Segment(layers=layers, axis="whole", on=on, cost=cost, why=why)
     shares = tuple(map(Interval.parse, match["shares"].split()))
-    return Segment(layers=layers, axis=match["axis"], length=int(match["length"]), shares=shares, cost=cost)
+    return Segment(layers=layers, axis=match["axis"], length=int(match["length"]), shares=shares, cost=cost, why=why)
 
 
 def reference(graph: LayerGraph, layers: Interval, axis: str, dims: Mapping[str, int] | None = None) -> str | None:

@@ -22,6 +22,7 @@ from edgedi.partition.geometry import Interval, weighted_cuts
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.minimax import ALONE, FIRST, LAST, MIDDLE, Split, feasible, minimax
 from edgedi.partition.plan import HOME, Segment
+from edgedi.partition.reach import Reach, may_split
 
 Weights = tuple[float, ...]
 
@@ -50,10 +51,20 @@ def search(
     With ``weights`` every split segment is cut in these proportions instead of by ``minimax``. ``axes`` and ``ends``
     are the only axes to split along and the only places where segments may end (besides the last layer).
     """
-    return _Search(model, max_depth, weights, axes or _axes_worth(model), ends).run()
+    return _Search(model, max_depth, weights, axes_worth(model) if axes is None else axes, ends).run()
 
 
-def _axes_worth(model: CostModel) -> tuple[str, ...]:
+def best_segment(model: CostModel, layers: Interval, axis: str, layout: Layout) -> Segment | None:
+    """These layers split along ``axis`` as is best after ``layout``; ``None`` where they cannot be."""
+    if not may_split(model.graph, layers, axis, model.dims(axis)):
+        return None
+    reach = model.reach(layers.stop, axis, lowest=layers.start)
+    split = _best_split(SplitPricer(model, reach), layers.start, layout, math.inf) if reach.length > 1 else None
+    return Segment(layers=layers, axis=axis, length=reach.length, shares=split.shares) if split is not None else None
+
+
+def axes_worth(model: CostModel) -> tuple[str, ...]:
+    """The axes that a search looks at if not told otherwise."""
     return tuple(axis for axis in model.axes if axis != "columns" or _wider_than_high(model.graph))
 
 
@@ -89,6 +100,7 @@ class _Search:
         self._tie_s = TIE * model.whole_compute(model.fastest, Interval(0, len(model.graph.layers)))
         self._ends = ends
         self._best: list[dict[Layout, _Arrival]] = [{HOME: _Arrival(0.0)}]
+        self._earliest = {0: 0.0}
 
     def run(self) -> tuple[list[Segment], float]:
         for stop in range(1, len(self._graph.layers) + 1):
@@ -99,6 +111,7 @@ class _Search:
             if len(self._model.workers) > 1:
                 for axis in self._axes:
                     self._arrive_split(stop, axis)
+            self._earliest[stop] = min((arrival.seconds for arrival in self._best[stop].values()), default=math.inf)
         return self._trace()
 
     def _trace(self) -> tuple[list[Segment], float]:
@@ -127,10 +140,14 @@ class _Search:
         for start in range(stop - 1, -1, -1):
             if self._graph.layers[start].op == "opaque":
                 targets = (HOME,)
-            layers = Interval(start, stop)
+            if not self._best[start]:
+                continue
+            layers, earliest = Interval(start, stop), self._earliest[start]
             outside: tuple[str, ...] | None = None
             for target in targets:
                 compute_s = self._model.whole_compute(target, layers)
+                if self._open(stop, target, earliest) <= compute_s:
+                    continue
                 for layout, arrival in self._best[start].items():
                     allowed = self._open(stop, target, arrival.seconds) - compute_s
                     if allowed <= 0:
@@ -147,16 +164,25 @@ class _Search:
         reach = self._model.reach(stop, axis, lowest=max(0, stop - self._depth), patience=PATIENCE[axis])
         if reach.length < 2:
             return
-        pricer = SplitPricer(self._model, reach, moved=1 if self._weights is None else 0)
+        pricer = self._pricer(reach)
         for start in range(reach.highest, reach.lowest - 1, -1):
             arrivals = sorted(self._best[start].items(), key=lambda item: item[1].seconds)
             if not arrivals or not _worth_a_look(pricer, start, self._open(stop, axis, arrivals[0][1].seconds)):
                 continue
             for layout, arrival in arrivals:
-                split = self._split(pricer, start, layout, self._open(stop, axis, arrival.seconds + self._tie_s))
+                limit = self._open(stop, axis, arrival.seconds + self._tie_s)
+                split = self._split(pricer, start, layout, limit)
                 if split is not None:
                     segment = Segment(layers=Interval(start, stop), axis=axis, length=reach.length, shares=split.shares)
                     self._best[stop][axis] = _Arrival(arrival.seconds + split.seconds + self._tie_s, layout, segment)
+
+    def _pricer(self, reach: Reach) -> SplitPricer:
+        """The prices of a reach, kept with it: other searches ask for the same."""
+        moved = 1 if self._weights is None else 0
+        if moved not in reach.pricers:
+            reach.pricers[moved] = SplitPricer(self._model, reach, moved=moved)
+        pricer: SplitPricer = reach.pricers[moved]
+        return pricer
 
     def _split(self, pricer: SplitPricer, first: int, layout: Layout, limit: float) -> Split | None:
         """Shares for a segment after ``layout``; ``None`` if they do not take less than ``limit``."""
@@ -185,7 +211,8 @@ def _best_split(pricer: SplitPricer, first: int, layout: Layout, limit: float) -
         return math.inf if role == ALONE else pricer.total(first, layout, worker, start, stop, role)
 
     length = pricer.reach.length
-    return minimax(len(pricer.model.workers), length, cost, grain=grain(pricer.reach.axis, length), limit=limit)
+    size = grain(pricer.reach.axis, length)
+    return minimax(len(pricer.model.workers), length, cost, grain=size, limit=limit)
 
 
 def _fixed_split(pricer: SplitPricer, first: int, layout: Layout, limit: float, weights: Weights) -> Split | None:
