@@ -53,8 +53,8 @@ OPTIONS = {
     },
     "edgedi-keygen": {"--help", "--out", "--force", "--show", "--trust"},
     "edgedi-bench": {
-        "--help", "--version", "--demo", "--model", "--input", "--local", "--workers", "--planners", "--against",
-        "--rounds", "--repeat", "--threads", "--key", "--json", "--counts", "--html",
+        "--help", "--version", "--demo", "--model", "--input", "--local", "--workers", "--planners", "--objective",
+        "--against", "--rounds", "--repeat", "--threads", "--key", "--json", "--counts", "--html",
     },
 }  # fmt: skip
 PARSERS = {

@@ -50,19 +50,26 @@ def run_comparison(settings: Settings, teller: Teller) -> Report:
     machine = this_machine()
     if machine.busy:
         teller.say(machine.busy)
-    missing = {name: why for name in settings.wanted_engines if (why := what_is_missing(name))}
-    if settings.engines is not None and missing:
-        raise ValueError("; ".join(f"--against {name}: {why}" for name, why in missing.items()))
+    missing = missing_engines(settings)
     teller.say(f"loading {settings.model}")
     network = load_network(settings.model)
     inputs = tuple(random_input(shape) for shape in settings.shapes)
-    own = _own_answer(network, inputs, settings)
+    own = own_answer(network, inputs, settings)
     with ExitStack() as stack:
         stack.callback(teller.say, "ending workers and engines")
         return _Run(settings, machine, network, inputs, stack, teller, missing).report(own)
 
 
-def _own_answer(network: nn.Module, inputs: tuple[Tensor, ...], settings: Settings) -> list[Tensor]:
+def missing_engines(settings: Settings) -> dict[str, str]:
+    """What is missing for each engine that is not here; ``ValueError`` if it was asked for by name."""
+    missing = {name: why for name in settings.wanted_engines if (why := what_is_missing(name))}
+    if settings.engines is not None and missing:
+        raise ValueError("; ".join(f"--against {name}: {why}" for name, why in missing.items()))
+    return missing
+
+
+def own_answer(network: nn.Module, inputs: tuple[Tensor, ...], settings: Settings) -> list[Tensor]:
+    """The model's own answer; ``ValueError`` if it does not take inputs of these shapes."""
     try:
         with torch.inference_mode():
             return tensors_of(network(*inputs))

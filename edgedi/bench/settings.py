@@ -7,6 +7,8 @@ from dataclasses import dataclass
 ENGINE_NAMES = ("eager", "openvino", "onnxruntime", "inductor")
 """What ``--against`` accepts. OpenVINO's own default precision takes part by itself, beside OpenVINO in float32."""
 DEFAULT_ROUNDS = 20
+DEFAULT_STREAM = 20
+"""Requests of a turn where throughput is measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +22,7 @@ class Settings:
     """With how many of the workers to run besides all of them, for the curve of speedups."""
     workers: tuple[str, ...] = ()
     planners: tuple[str, ...] = ("oodp",)
+    objective: str = "latency"
     engines: tuple[str, ...] | None = None
     """``None`` for all that are installed."""
     rounds: int = DEFAULT_ROUNDS

@@ -13,9 +13,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from edgedi.bench.settings import DEFAULT_ROUNDS, ENGINE_NAMES, Settings
+from edgedi.bench.settings import DEFAULT_ROUNDS, DEFAULT_STREAM, ENGINE_NAMES, Settings
 from edgedi.errors import EdgediError
 from edgedi.partition.planners import planners
+from edgedi.partition.throughput import OBJECTIVES
 from edgedi.runtime.version import software_version
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from edgedi.bench.progress import Teller
 
 DIFFERENT, WRONG_USE, INTERRUPTED = 1, 2, 130
+_NOT_FOR_DEMO = (
+    "input", "local", "workers", "planners", "objective", "against", "repeat", "threads", "key", "counts", "html",
+)  # fmt: skip
 _PIPED_WIDTH = 160
 """Columns of text where there is no terminal to ask."""
 
@@ -47,12 +51,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--planners", type=_planners, metavar="NAME,...", help=f"of {', '.join(planners())} (default oodp)"
     )
+    made.add_argument("--objective", choices=OBJECTIVES, help="latency, the time of one request (default), or "
+                      "throughput, requests a second of a stream")  # fmt: skip
     made.add_argument("--against", type=_engines, metavar="NAME,...", help=f"of {', '.join(ENGINE_NAMES)}, or none "
                       "(default: those that are installed)")  # fmt: skip
     made.add_argument("--rounds", type=_positive, default=DEFAULT_ROUNDS, metavar="N",
                       help="turns of every contender (default %(default)s)")  # fmt: skip
-    made.add_argument("--repeat", type=_positive, metavar="N", help="requests in a turn, which count as their median "
-                      "(default 1)")  # fmt: skip
+    made.add_argument("--repeat", type=_positive, metavar="N", help="requests in a turn: they count as their median "
+                      f"(default 1), for throughput as their mean (default {DEFAULT_STREAM})")  # fmt: skip
     made.add_argument("--threads", type=_positive, metavar="N", help="threads, and cores, of each local worker and "
                       "each engine (default 1)")  # fmt: skip
     made.add_argument("--key", metavar="FILE", help="your key pair, for workers that ask for one")
@@ -71,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check_writable(arguments.json)
         _check_writable(arguments.html)
-        return _demo(arguments) if arguments.demo else _compare(arguments)
+        if arguments.demo:
+            return _demo(arguments)
+        return _stream(arguments) if arguments.objective == "throughput" else _compare(arguments)
     except KeyboardInterrupt:
         print("edgedi-bench: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -87,9 +95,12 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
     made = parser()
     arguments = made.parse_args(argv)
     if arguments.demo:
-        for name in ("input", "local", "workers", "planners", "against", "repeat", "threads", "key", "counts", "html"):
+        for name in _NOT_FOR_DEMO:
             if getattr(arguments, name) is not None:
                 made.error(f"--demo does not take --{name}; it takes --rounds and --json")
+    for name in ("counts", "html") if arguments.objective == "throughput" else ():
+        if getattr(arguments, name) is not None:
+            made.error(f"--objective throughput does not take --{name}; --json has its numbers")
     return arguments
 
 
@@ -120,19 +131,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     from edgedi.bench.html import report_page
     from edgedi.bench.tables import engines_table, planners_table, remarks
 
-    settings = Settings(
-        model=arguments.model,
-        shapes=arguments.input or ((1, 3, 224, 224),),
-        num_local=arguments.local or 2,
-        workers=arguments.workers or (),
-        counts=arguments.counts or (),
-        planners=arguments.planners or ("oodp",),
-        engines=arguments.against,
-        rounds=arguments.rounds,
-        repeat=arguments.repeat or 1,
-        threads=arguments.threads or 1,
-        key=arguments.key,
-    )
+    settings = _settings(arguments)
     report = run_comparison(settings, teller)
     console.print(planners_table(report))
     if report.singles:
@@ -145,6 +144,37 @@ def _compare(arguments: argparse.Namespace) -> int:
         print(f"edgedi-bench: ended early {report.ended}", file=sys.stderr)
         return WRONG_USE
     return code
+
+
+def _stream(arguments: argparse.Namespace) -> int:
+    teller, console = _tellers()
+    teller.say("loading torch")
+    from edgedi.bench.stream_tables import stream_remarks, streams_json, streams_table
+    from edgedi.bench.streams import run_streams
+
+    report = run_streams(_settings(arguments), teller)
+    console.print(streams_table(report))
+    for remark in stream_remarks(report):
+        console.print(remark, markup=False)
+    return _end(arguments.json, lambda: streams_json(report), same=report.same)
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    objective = arguments.objective or "latency"
+    return Settings(
+        model=arguments.model,
+        shapes=arguments.input or ((1, 3, 224, 224),),
+        num_local=arguments.local or 2,
+        workers=arguments.workers or (),
+        counts=arguments.counts or (),
+        planners=arguments.planners or ("oodp",),
+        objective=objective,
+        engines=arguments.against,
+        rounds=arguments.rounds,
+        repeat=arguments.repeat or (DEFAULT_STREAM if objective == "throughput" else 1),
+        threads=arguments.threads or 1,
+        key=arguments.key,
+    )
 
 
 def _tellers() -> tuple[Teller, Console]:

@@ -1,0 +1,242 @@
+"""Requests a second: sessions under a stream, and engines on one device and on all of them, in one interleaved run.
+
+A contender's turn is a stream of several requests and counts as the seconds of one of them on average. An engine
+answers its requests one after another, in a process pinned like one worker. The same engine in one process for each
+worker, all at once and with nothing between them, is what the devices could do if somebody else dealt the requests.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from edgedi.bench.comparison import missing_engines, own_answer
+from edgedi.bench.contenders import Contender, tensors_of
+from edgedi.bench.cores import deal, start_workers
+from edgedi.bench.engine_contender import EngineContender, EngineFailed, save_tensors
+from edgedi.bench.machine import this_machine
+from edgedi.bench.measuring import interleaved
+from edgedi.bench.networks import load_network, random_input
+from edgedi.bench.numbers import Ratio, times_as_fast
+from edgedi.bench.progress import Teller
+from edgedi.bench.report import Machine, Result
+from edgedi.bench.settings import Settings
+from edgedi.errors import WorkerLost
+from edgedi.partition.dealing import default_in_flight
+from edgedi.partition.placement import Placement
+from edgedi.runtime.distribute import distribute
+from edgedi.runtime.session import Session
+
+ONE_WORKER, THROUGHPUT = "one worker", "throughput"
+
+
+class StreamContender:
+    """A session under a stream of ``count`` requests of the same input."""
+
+    def __init__(self, name: str, session: Session, inputs: Sequence[tuple[Any, ...]], count: int) -> None:
+        self.name, self.session = name, session
+        self._inputs, self._count = inputs, count
+        self._answers: dict[int, Any] = {}
+
+    def seconds(self, index: int) -> float:
+        """Seconds of the stream for each of its requests."""
+        started_s = time.perf_counter()
+        for answer in self.session.stream([self._inputs[index]] * self._count):
+            self._answers[index] = answer
+        return (time.perf_counter() - started_s) / self._count
+
+    def answer(self, index: int) -> list[Tensor]:
+        """See ``Contender``."""
+        return tensors_of(self._answers[index])
+
+    def require_workers_answered(self) -> None:
+        """``WorkerLost`` if this process answered any request in the workers' place."""
+        statistics = self.session.statistics()
+        if statistics.local_answers:
+            raise WorkerLost(f"{self.name}: {statistics.local_answers} requests were answered here, not by workers")
+
+
+class EngineGroup:
+    """An engine in one process for each device, all at once; the rates of the processes add up."""
+
+    def __init__(self, name: str, engines: Sequence[EngineContender], count: int) -> None:
+        self.name, self.num_devices = name, len(engines)
+        self._engines, self._count = tuple(engines), count
+        self._threads = ThreadPoolExecutor(len(engines))
+
+    def seconds(self, index: int) -> float:
+        """One over the requests a second of all processes together, by the engines' own clocks."""
+        taken = list(self._threads.map(lambda engine: self._mean_s(engine, index), self._engines))
+        return 1 / sum(1 / seconds for seconds in taken)
+
+    def _mean_s(self, engine: EngineContender, index: int) -> float:
+        return sum(engine.seconds(index) for _ in range(self._count)) / self._count
+
+    def answer(self, index: int) -> list[Tensor]:
+        """See ``Contender``."""
+        return self._engines[0].answer(index)
+
+    def close(self) -> None:
+        """End the threads; the processes belong to whoever started them."""
+        self._threads.shutdown()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One contender's part: seconds for each request by round, on how many devices, and what was predicted."""
+
+    result: Result
+    num_devices: int
+    placement: Placement | None
+    against_best: Ratio | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamReport:
+    """Everything that one run found. ``best`` names the engine with the most requests a second on one device."""
+
+    settings: Settings
+    machine: Machine
+    workers: tuple[str, ...]
+    pinned: bool
+    in_flight: int
+    rows: tuple[Row, ...]
+    best: str | None
+    not_compared: dict[str, str]
+
+    @property
+    def same(self) -> bool:
+        """Whether every answer was the model's own."""
+        return all(row.result.within_tolerance for row in self.rows)
+
+
+def run_streams(settings: Settings, teller: Teller) -> StreamReport:
+    """Do it. ``ValueError`` for what the settings get wrong, ``EdgediError`` for workers, capture and engines."""
+    machine = this_machine()
+    if machine.busy:
+        teller.say(machine.busy)
+    missing = missing_engines(settings)
+    teller.say(f"loading {settings.model}")
+    network = load_network(settings.model)
+    inputs = tuple(random_input(shape) for shape in settings.shapes)
+    own = own_answer(network, inputs, settings)
+    with ExitStack() as stack:
+        stack.callback(teller.say, "ending workers and engines")
+        return _Run(settings, machine, network, inputs, stack, teller, missing).report(own)
+
+
+class _Run:
+    """What lives while streams are measured; ``stack`` ends it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        machine: Machine,
+        network: nn.Module,
+        inputs: tuple[Tensor, ...],
+        stack: ExitStack,
+        teller: Teller,
+        missing: dict[str, str],
+    ) -> None:
+        self._settings, self._machine, self._network, self._inputs = settings, machine, network, inputs
+        self._stack, self._teller = stack, teller
+        self._not_compared = dict(missing)
+
+    def report(self, own: list[Tensor]) -> StreamReport:
+        """Start everybody, run the rounds, put the numbers together."""
+        settings = self._settings
+        addresses = self._addresses()
+        sessions, groups = self._sessions(addresses), self._engines(len(addresses))
+        contenders: list[Contender] = [*sessions, *groups]
+        told = self._teller.rounds(settings.rounds, f"measuring {len(contenders)} contenders in turn")
+        results = {result.name: result for result in interleaved(contenders, [own], told)}
+        for session in sessions:
+            session.require_workers_answered()
+        alone = [results[group.name] for group in groups if group.num_devices == 1]
+        best = min(alone, key=lambda result: result.spread.median_s, default=None)
+        rows = [_row(results[s.name], _devices(s.session.placement), s.session.placement, best) for s in sessions]
+        rows += [_row(results[group.name], group.num_devices, None, best) for group in groups]
+        return StreamReport(
+            settings=settings,
+            machine=self._machine,
+            workers=sessions[-1].session.workers,
+            pinned=not settings.workers and all(deal(settings.num_local, settings.threads)),
+            in_flight=default_in_flight(len(addresses), THROUGHPUT),
+            rows=tuple(rows),
+            best=best.name if best else None,
+            not_compared=self._not_compared,
+        )
+
+    def _addresses(self) -> Sequence[str]:
+        settings = self._settings
+        if settings.workers:
+            return settings.workers
+        self._teller.say(f"starting {settings.num_local} local workers, threads of each: {settings.threads}")
+        local = start_workers(settings.num_local, settings.threads)
+        self._stack.callback(local.stop)
+        return local.addresses
+
+    def _sessions(self, addresses: Sequence[str]) -> list[StreamContender]:
+        """One worker, each planner's plan for latency with as many requests in flight, and what throughput chooses."""
+        made = [self._session(ONE_WORKER, addresses[:1], "single", "latency")]
+        for planner in self._settings.planners:
+            made.append(self._session(f"{planner}, in flight", addresses, planner, "latency"))
+        return [*made, self._session(THROUGHPUT, addresses, self._settings.planners[0], THROUGHPUT)]
+
+    def _session(self, name: str, addresses: Sequence[str], planner: str, objective: str) -> StreamContender:
+        in_flight = default_in_flight(len(addresses), THROUGHPUT)
+        session = distribute(
+            self._network, self._inputs, addresses, planner=planner, objective=objective, key=self._settings.key,
+            max_in_flight=in_flight, progress=self._teller.about(name),
+        )  # fmt: skip
+        self._stack.enter_context(session)
+        for _ in session.stream([self._inputs] * in_flight):  # the answers that are compared before a plan is trusted
+            pass
+        return StreamContender(name, session, [self._inputs], self._settings.repeat)
+
+    def _engines(self, num_workers: int) -> list[EngineGroup]:
+        names = [name for name in self._settings.wanted_engines if name not in self._not_compared]
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="edgedi-bench-")))
+        tensors = save_tensors(self._network, [self._inputs], folder) if names else folder
+        groups = []
+        for name in names:
+            try:
+                engines = [self._start(name, tensors, cores) for cores in deal(num_workers, self._settings.threads)]
+            except EngineFailed as error:
+                self._teller.say(str(error))
+                self._not_compared[name] = str(error)
+                continue
+            groups += [EngineGroup(name, engines[:1], self._settings.repeat)]
+            if num_workers > 1:
+                groups += [EngineGroup(f"{name}, {num_workers} at once", engines, self._settings.repeat)]
+        for group in groups:
+            self._stack.callback(group.close)
+        return groups
+
+    def _start(self, name: str, tensors: Path, cores: Sequence[int]) -> EngineContender:
+        self._teller.say(f"{name}: preparing, in a process of its own")
+        engine = EngineContender(name, self._settings.model, tensors, cores, self._settings.threads)
+        self._stack.callback(engine.close)
+        engine.wait()
+        return engine
+
+
+def _devices(placement: Placement) -> int:
+    """How many workers do anything."""
+    return sum(
+        len({worker for segment in replica.plan.segments for worker in segment.workers if worker >= 0})
+        for replica in placement.replicas
+    )
+
+
+def _row(result: Result, num_devices: int, placement: Placement | None, best: Result | None) -> Row:
+    against = times_as_fast(result.seconds, best.seconds) if best else None
+    return Row(result=result, num_devices=num_devices, placement=placement, against_best=against)
