@@ -1,0 +1,115 @@
+"""edgedi-bench --objective throughput: what it prints and writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgedi.bench import streams
+from edgedi.bench.streams import EngineGroup
+from edgedi.cli.bench import main
+from edgedi.partition.placement import Placement
+from edgedi.runtime.local_workers import LocalWorkers
+
+HERE = Path(__file__).parent
+CHAIN = ("--model", "tiny_networks:chain", "--input", "1x3x16x16", "--objective", "throughput", "--rounds", "2")
+
+
+@pytest.fixture(autouse=True)
+def networks_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``tiny_networks`` is found as a user's own module is: in the current folder."""
+    monkeypatch.chdir(HERE)
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[LocalWorkers]:
+    started = LocalWorkers(2, threads=1)
+    yield started
+    started.stop()
+
+
+class Engine:
+    """Says it took so long for a request, and notes that it was asked."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self.asked = seconds, 0
+
+    def seconds(self, index: int) -> float:
+        self.asked += 1
+        return self._seconds
+
+
+def test_rates_of_processes_at_once_add_up() -> None:
+    engines = [Engine(0.5), Engine(0.25)]
+    group = EngineGroup("two", engines, 3)  # type: ignore[arg-type]
+    assert group.seconds(0) == pytest.approx(1 / 6)
+    assert [engine.asked for engine in engines] == [3, 3]
+    group.close()
+
+
+def test_sessions_and_an_engine_in_one_run(
+    workers: LocalWorkers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "s.json"
+    given = ("--workers", ",".join(workers.addresses), "--planners", "equal", "--against", "eager")
+    assert main([*CHAIN, *given, "--repeat", "3", "--json", str(path)]) == 0
+    printed, found = capsys.readouterr(), json.loads(path.read_text())
+    names = ["one worker", "equal, in flight", "throughput", "eager", "eager, 2 at once"]
+    assert [row["name"] for row in found["rows"]] == names
+    assert [name in printed.out for name in names] == [True] * 5
+    assert [len(row["seconds"]) for row in found["rows"]] == [2] * 5
+    assert [row["num_devices"] for row in found["rows"]][0::3] == [1, 1]
+    assert all(row["difference"] <= 2e-5 for row in found["rows"])
+    assert all(row["requests_per_s"] == pytest.approx(1 / row["median_s"]) for row in found["rows"])
+    assert found["rows"][3]["times_as_fast_as_best_engine"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+    assert (found["best_engine"], found["in_flight"], found["settings"]["repeat"]) == ("eager", 6, 3)
+    chosen: Any = Placement.parse(found["rows"][2]["placement"])
+    assert chosen.rate_per_s == pytest.approx(found["rows"][2]["predicted_requests_per_s"], rel=1e-4)
+    assert "throughput chose: worker" in printed.out
+    assert "on ONE device" in printed.out
+
+
+def test_without_engines_there_are_only_sessions(workers: LocalWorkers, tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    given = ("--workers", workers.addresses[0], "--against", "none", "--json", str(path))
+    assert main([*CHAIN, *given]) == 0
+    found = json.loads(path.read_text())
+    assert [row["name"] for row in found["rows"]] == ["one worker", "oodp, in flight", "throughput"]
+    assert [row["times_as_fast_as_best_engine"] for row in found["rows"]] == [None] * 3
+    assert found["settings"]["repeat"] == 20
+
+
+def test_an_answer_that_differs_is_told(
+    workers: LocalWorkers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = streams.own_answer
+    monkeypatch.setattr(streams, "own_answer", lambda *given: [tensor + 1 for tensor in right(*given)])
+    assert main([*CHAIN, "--workers", workers.addresses[0], "--against", "none"]) == 1
+    assert "differs from the model's own" in capsys.readouterr().err
+
+
+def test_an_unknown_objective_is_refused_with_the_known(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--model", "tiny_networks:chain", "--objective", "speed"])
+    assert ended.value.code == 2
+    assert "'latency', 'throughput'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--demo", "--objective", "throughput"])
+    assert "--demo does not take --objective" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--input", "1x4x16x16", "--against", "none"], "tiny_networks:chain does not take it"),
+        (["--workers", "127.0.0.1:1", "--against", "none"], "127.0.0.1:1"),
+        (["--model", "tiny_networks:chian", "--against", "none"], "chian"),
+    ],
+)
+def test_what_prevents_a_run_is_named(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*CHAIN, "--local", "1", *options] if "--workers" not in options else [*CHAIN, *options]) == 2
+    assert words in capsys.readouterr().err
