@@ -62,7 +62,8 @@ def _proportions(model: CostModel, segments: Sequence[Segment]) -> list[Weights]
             sum(seconds * len(segment.shares[k]) / segment.length for seconds, segment in zip(work, split, strict=True))
             for k in model.workers
         ]
-        found.append(tuple(mean / sum(means) for mean in means))
+        if sum(means) > 0:  # nothing but reshapes may be priced at no time at all
+            found.append(tuple(mean / sum(means) for mean in means))
     return found
 
 

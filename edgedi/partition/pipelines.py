@@ -17,7 +17,7 @@ and the same programme gives the best pipeline of every set of workers, of which
 Pipelines of single workers are DP over cuts as in PipeDream; several devices in a stage is PICO's idea (their order of
 devices is fixed, ours is not). It is exact for these formulae, and brute force in the tests agrees; that a skip over a
 whole stage does not pass through it, that messages cost what their own link says, and how well a team splits its layers
-is left to the price of the finished plan. Infinite are stages whose weights alone exceed a device's memory.
+is left to the price of the finished plan. Infinite are stages whose weights exceed a worker's limit.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgedi.partition.cost import CostModel
+from edgedi.partition.fitting import limits_of
 from edgedi.partition.geometry import Interval, weighted_cuts
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.operators import WHOLE, Region, needs
@@ -67,13 +68,13 @@ def neighbours(workers: Sequence[int]) -> tuple[Team, ...]:
 
 
 class Pipelines:
-    """The best pipeline of every set of workers, out of ``teams``."""
+    """The best pipeline of every set of workers, out of ``teams``; ``limits`` are bytes of weights by worker."""
 
-    def __init__(self, model: CostModel, teams: Sequence[Team]) -> None:
+    def __init__(self, model: CostModel, teams: Sequence[Team], limits: Sequence[float] | None = None) -> None:
         self._model, self._teams = model, tuple(teams)
         self._end = len(model.graph.layers)
         self._cuts = crossing(model.graph)
-        self._stage = stage_seconds(model, teams)
+        self._stage = stage_seconds(model, teams, limits_of(model.cluster) if limits is None else limits)
         self._best: dict[tuple[frozenset[int], Team], Seconds] = {}
 
     def best(self, workers: frozenset[int]) -> Pipeline | None:
@@ -145,7 +146,7 @@ def crossing(graph: LayerGraph) -> Crossing:
     return Crossing(count, num_bytes)
 
 
-def stage_seconds(model: CostModel, teams: Sequence[Team]) -> dict[Team, Seconds]:
+def stage_seconds(model: CostModel, teams: Sequence[Team], limits: Sequence[float]) -> dict[Team, Seconds]:
     """``table[team][i, j]``: the busiest resource of the stage of layers i to j; infinite where it cannot be."""
     graph, cuts = model.graph, crossing(model.graph)
     end = len(graph.layers)
@@ -161,8 +162,7 @@ def stage_seconds(model: CostModel, teams: Sequence[Team]) -> dict[Team, Seconds
             seconds += count * max(link.message_cpu_s for link in links)
         for (_, num_bytes), links in ((reads, down), (gives, up)):
             seconds = np.maximum(seconds, num_bytes / len(team) / min(link.bytes_per_s for link in links))
-        limits = [limit for worker in team if (limit := model.cluster.devices[worker].memory_bytes) is not None]
-        forbidden = np.tri(end + 1, dtype=bool) | (held > min(limits, default=np.inf))
+        forbidden = np.tri(end + 1, dtype=bool) | (held > min(limits[worker] for worker in team))
         tables[team] = np.where(forbidden, np.inf, seconds)
     return tables
 

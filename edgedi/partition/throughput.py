@@ -12,19 +12,23 @@ candidates are priced, and the one with the most predicted requests a second is 
 
 The rate of a replica is one over its busiest resource as lowered (``load``); the coordinator's processor is shared by
 all replicas, and where it cannot follow, all rates shrink alike. Divisions are exact for the estimate of ``pipelines``:
-more than ``MOST_TOGETHER`` workers are first cut into groups of that many neighbours.
+more than ``MOST_TOGETHER`` workers are first cut into groups of that many neighbours. What does not fit into a worker's
+memory is no candidate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 
+from edgedi.errors import PlanError
 from edgedi.partition.baselines import single
 from edgedi.partition.by_rows import merged
 from edgedi.partition.cost import CostModel
+from edgedi.partition.fitting import limits_of, memories
 from edgedi.partition.geometry import Interval
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.load import load_of
@@ -41,6 +45,11 @@ OBJECTIVES = ("latency", "throughput")
 MOST_TOGETHER = 8
 """Workers among which divisions are searched at once."""
 
+ROUNDS = 4
+"""So often replicas are chosen anew where the maps of one did not fit."""
+
+Choice = Callable[[Pipelines, Sequence[int]], list[Pipeline]]
+
 EQUAL = 1e-9
 """Rates that differ by less of themselves are equal: the placement of lower latency, or of fewer workers, is better."""
 
@@ -48,13 +57,20 @@ EQUAL = 1e-9
 def place(
     graph: LayerGraph, cluster: ClusterProfile, *, planner: str = "oodp", objective: str = "latency"
 ) -> Placement:
-    """The placement of ``graph`` on ``cluster`` for an objective; for latency one replica, by the named planner."""
+    """The placement of ``graph`` on ``cluster`` for an objective; for latency one replica, by the named planner.
+
+    ``PlanError`` names a worker that lacks memory where nothing fits.
+    """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective={objective!r}: accepted are {', '.join(OBJECTIVES)}")
-    together = _together(graph, cluster, planner)
-    if objective == "latency" or cluster.num_workers == 1:
-        return together
-    return better([*divided(graph, cluster, planner), together])
+    several = objective == "throughput" and cluster.num_workers > 1
+    candidates = divided(graph, cluster, planner) if several else []
+    try:
+        candidates.append(_together(graph, cluster, planner))
+    except PlanError:
+        if not candidates:
+            raise
+    return better(candidates)
 
 
 def better(candidates: Iterable[Placement]) -> Placement:
@@ -67,17 +83,37 @@ def better(candidates: Iterable[Placement]) -> Placement:
 def divided(graph: LayerGraph, cluster: ClusterProfile, planner: str = "oodp") -> list[Placement]:
     """The candidates whose workers do not all serve every request together, best by estimate of each kind."""
     if any(layer.op == "opaque" for layer in graph.layers):  # these run at the coordinator: no worker's pipeline
-        return [_side_by_side([_alone(graph, cluster, worker) for worker in range(cluster.num_workers)])]
+        made = [_alone(graph, cluster, worker) for worker in range(cluster.num_workers)]
+        return _placements([[one for one in made if not one.lacking_bytes]])
     model = CostModel(graph, cluster)
     groups = [model.workers[k : k + MOST_TOGETHER] for k in range(0, len(model.workers), MOST_TOGETHER)]
-    made = []
-    for teams in (singles, neighbours):
-        pipelines = Pipelines(model, [team for group in groups for team in teams(group)])
-        found = [pipeline for group in groups for pipeline in division(pipelines, group)]
-        alone = [pipelines.best(frozenset({worker})) for worker in model.workers]
-        made += [[pipeline for pipeline in alone if pipeline], found]
-    distinct = list(dict.fromkeys(tuple(pipelines) for pipelines in made if pipelines))
-    return [_side_by_side([_replica(graph, cluster, p, planner) for p in pipelines]) for pipelines in distinct]
+    return _placements(
+        _fitting(model, [team for group in groups for team in teams(group)], groups, planner, choose)
+        for teams, choose in ((singles, everybody_alone), (singles, division), (neighbours, division))
+    )
+
+
+def _fitting(
+    model: CostModel, teams: Sequence[Team], groups: Sequence[Team], planner: str, choose: Choice
+) -> list[_Priced]:
+    """The replicas chosen; where maps make one too large after all, chosen again with less room for weights."""
+    limits = list(limits_of(model.cluster))
+    made = list[_Priced]()
+    for _ in range(ROUNDS):
+        pipelines = Pipelines(model, teams, limits)
+        made = [_replica(model, found, planner) for group in groups for found in choose(pipelines, group)]
+        lacking = [pair for one in made for pair in one.lacking_bytes.items()]
+        for worker, missing in lacking:
+            limits[worker] -= missing
+        if not lacking:
+            break
+    return [one for one in made if not one.lacking_bytes]
+
+
+def everybody_alone(pipelines: Pipelines, workers: Sequence[int]) -> list[Pipeline]:
+    """Each of ``workers`` with a copy of its own, where it fits."""
+    found = [pipelines.best(frozenset({worker})) for worker in workers]
+    return [pipeline for pipeline in found if pipeline is not None]
 
 
 def division(pipelines: Pipelines, workers: Sequence[int]) -> list[Pipeline]:
@@ -111,36 +147,53 @@ def _with_first(workers: Sequence[int]) -> Iterator[Team]:
 # --- replicas ---------------------------------------------------------------------------------------------------------
 
 
-def _side_by_side(made: Sequence[tuple[Replica, float]]) -> Placement:
-    """Replicas, each with its seconds of the coordinator per request, all slowed down where that one cannot follow."""
-    share = max(1.0, sum(replica.rate_per_s * home_s for replica, home_s in made))
-    return Placement(replicas=tuple(replace(r, rate_per_s=r.rate_per_s / share) for r, _ in made))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Priced:
+    """A replica, the coordinator's seconds for each of its requests, and the bytes that workers lack for it."""
+
+    replica: Replica
+    home_s: float
+    lacking_bytes: dict[int, float]
+
+
+def _placements(made: Iterable[Sequence[_Priced]]) -> list[Placement]:
+    return [_side_by_side(replicas) for replicas in made if replicas]
+
+
+def _side_by_side(made: Sequence[_Priced]) -> Placement:
+    """All replicas slowed down alike where the coordinator cannot follow."""
+    share = max(1.0, sum(one.replica.rate_per_s * one.home_s for one in made))
+    return Placement(replicas=tuple(replace(p.replica, rate_per_s=p.replica.rate_per_s / share) for p in made))
 
 
 def _together(graph: LayerGraph, cluster: ClusterProfile, planner: str) -> Placement:
-    workers = tuple(range(cluster.num_workers))
     plan = make_plan(graph, cluster, planner)
-    return _side_by_side([_priced(CostModel(graph, cluster), workers, plan)])
+    return _side_by_side([_priced(CostModel(graph, cluster), tuple(range(cluster.num_workers)), plan)])
 
 
-def _alone(graph: LayerGraph, cluster: ClusterProfile, worker: int) -> tuple[Replica, float]:
+def _alone(graph: LayerGraph, cluster: ClusterProfile, worker: int) -> _Priced:
     model = CostModel(graph, cluster.subset([worker]))
     return _priced(model, (worker,), single(graph, model.cluster, model=model))
 
 
-def _replica(graph: LayerGraph, cluster: ClusterProfile, pipeline: Pipeline, planner: str) -> tuple[Replica, float]:
-    workers = tuple(sorted(worker for stage in pipeline.stages for worker in stage.team))
-    model = CostModel(graph, cluster.subset(workers))
+def _replica(whole: CostModel, pipeline: Pipeline, planner: str) -> _Priced:
+    graph, workers = whole.graph, tuple(sorted(worker for stage in pipeline.stages for worker in stage.team))
+    model = CostModel(graph, whole.cluster.subset(workers))
     segments = [segment for stage in pipeline.stages for segment in _segments(model, stage, workers, planner)]
     name = "single" if len(workers) == 1 else "pipeline"
     plan = Plan(num_workers=len(workers), segments=merged(segments), graph_digest=graph.digest, planner=name)
     return _priced(model, workers, settled(model, plan))
 
 
-def _priced(model: CostModel, workers: Team, plan: Plan) -> tuple[Replica, float]:
-    load = load_of(model, plan)
-    rate = 1 / max(load.bottleneck_s, 1e-30)
-    return Replica(workers=workers, plan=plan, rate_per_s=rate, latency_s=plan.predicted_s), load.home_s
+def _priced(model: CostModel, workers: Team, plan: Plan) -> _Priced:
+    load, limits = load_of(model, plan), limits_of(model.cluster)
+    replica = Replica(
+        workers=workers, plan=plan, rate_per_s=1 / max(load.bottleneck_s, 1e-30), latency_s=plan.predicted_s
+    )
+    needed = [] if min(limits) == math.inf else memories(model.graph, plan)
+    missing = [memory.total_bytes - limit for memory, limit in zip(needed, limits, strict=False)]
+    lacking = {worker: count for worker, count in zip(workers, missing, strict=False) if count > 0}
+    return _Priced(replica=replica, home_s=load.home_s, lacking_bytes=lacking)
 
 
 def _segments(model: CostModel, stage: Stage, workers: Sequence[int], planner: str) -> list[Segment]:
@@ -148,7 +201,9 @@ def _segments(model: CostModel, stage: Stage, workers: Sequence[int], planner: s
     members = [workers.index(worker) for worker in stage.team]
     if len(members) == 1:
         return [Segment(layers=stage.layers, axis="whole", on=members[0])]
-    part = make_plan(part_of(model.graph, stage.layers), model.cluster.subset(members), planner)
+    cluster = model.cluster.subset(members)
+    roomy = replace(cluster, devices=tuple(replace(device, memory_bytes=None) for device in cluster.devices))
+    part = make_plan(part_of(model.graph, stage.layers), roomy, planner)  # whether it fits, the whole plan says
     return [_among(segment, stage.layers.start, members, len(workers)) for segment in part.segments]
 
 

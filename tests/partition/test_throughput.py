@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations, pairwise, permutations
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from edgedi.errors import PlanError
 from edgedi.partition.cost import CostModel
+from edgedi.partition.fitting import fits, limits_of
 from edgedi.partition.geometry import Interval
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.load import load_of
@@ -70,7 +73,7 @@ def orders(workers: frozenset[int], teams: Sequence[Team]) -> Iterator[tuple[Tea
 def cheapest(model: CostModel, workers: frozenset[int], teams: Sequence[Team]) -> float:
     """All orders and all cuts, one by one."""
     end = len(model.graph.layers)
-    shared = stage_seconds(model, [team for team in teams if len(team) > 1])
+    shared = stage_seconds(model, [team for team in teams if len(team) > 1], limits_of(model.cluster))
     best = float("inf")
     for order in orders(workers, teams):
         for cuts in combinations(range(1, end), len(order) - 1):
@@ -234,6 +237,43 @@ def test_weights_too_many_for_one_device_go_on_several() -> None:
     assert pipelines.best(frozenset({0})) is None
     (found,) = division(pipelines, (0, 1))
     assert [stage.team for stage in found.stages] in ([(0,), (1,)], [(1,), (0,)])
+
+
+def with_memory(cluster: ClusterProfile, *limits_bytes: int) -> ClusterProfile:
+    devices = (replace(d, memory_bytes=limit) for d, limit in zip(cluster.devices, limits_bytes, strict=True))
+    return replace(cluster, devices=tuple(devices))
+
+
+@settings(max_examples=40, deadline=None)
+@given(graphs(opaque=False), clusters(max_workers=3), st.lists(st.integers(0, 12_000), min_size=3, max_size=3))
+def test_what_is_placed_fits(graph: LayerGraph, cluster: ClusterProfile, limits_bytes: list[int]) -> None:
+    """Either every replica fits into the memory of its workers, or an error names a worker that lacks some."""
+    limited = with_memory(cluster, *limits_bytes[: cluster.num_workers])
+    rate = place(graph, cluster, objective="throughput").rate_per_s
+    try:
+        found = place(graph, limited, objective="throughput")
+    except PlanError:
+        with pytest.raises(PlanError, match="has not the memory"):
+            place(graph, limited)
+        return
+    assert all(fits(graph, limited.subset(replica.workers), replica.plan) for replica in found.replicas)
+    assert found.rate_per_s <= rate * (1 + 1e-6)
+
+
+def test_a_worker_without_room_for_all_is_given_a_part() -> None:
+    graph = vgg16(64)
+    num_bytes = sum(spec.num_bytes for spec in graph.weights.values())
+    cluster = with_memory(ClusterProfile.uniform(3), *(int(num_bytes * share) for share in (0.8, 0.8, 1.1)))
+    found = place(graph, cluster, planner="single", objective="throughput")
+    assert sorted(worker for replica in found.replicas for worker in replica.workers) == [0, 1, 2]
+    alone = place(graph, cluster.subset([2]))
+    assert found.rate_per_s > 1.5 * alone.rate_per_s
+
+
+def test_nothing_fits_and_the_error_says_who_lacks_what() -> None:
+    cluster = with_memory(ClusterProfile.uniform(2), 1000, 1000)
+    with pytest.raises(PlanError, match=r"worker \d .* needs .* its limit is 0\.001 MB"):
+        place(vgg16(64), cluster, objective="throughput")
 
 
 def test_a_team_shares_the_stage_that_would_hold_up_the_others() -> None:
