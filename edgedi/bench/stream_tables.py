@@ -88,6 +88,7 @@ def streams_json(report: StreamReport) -> str:
         "rows": [_row(row) for row in report.rows],
         "best_engine": report.best,
         "not_compared": report.not_compared,
+        "ended": report.ended,
     }
     return json.dumps(values, indent=1)
 

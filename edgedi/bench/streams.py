@@ -23,13 +23,12 @@ from edgedi.bench.contenders import Contender, tensors_of
 from edgedi.bench.cores import deal, start_workers
 from edgedi.bench.engine_contender import EngineContender, EngineFailed, save_tensors
 from edgedi.bench.machine import this_machine
-from edgedi.bench.measuring import interleaved
+from edgedi.bench.measuring import EndedEarly, interleaved
 from edgedi.bench.networks import load_network, random_input
 from edgedi.bench.numbers import Ratio, times_as_fast
 from edgedi.bench.progress import Teller
 from edgedi.bench.report import Machine, Result
 from edgedi.bench.settings import Settings
-from edgedi.errors import WorkerLost
 from edgedi.partition.dealing import default_in_flight
 from edgedi.partition.placement import Placement
 from edgedi.runtime.distribute import distribute
@@ -56,12 +55,6 @@ class StreamContender:
     def answer(self, index: int) -> list[Tensor]:
         """See ``Contender``."""
         return tensors_of(self._answers[index])
-
-    def require_workers_answered(self) -> None:
-        """``WorkerLost`` if this process answered any request in the workers' place."""
-        statistics = self.session.statistics()
-        if statistics.local_answers:
-            raise WorkerLost(f"{self.name}: {statistics.local_answers} requests were answered here, not by workers")
 
 
 class EngineGroup:
@@ -111,6 +104,8 @@ class StreamReport:
     rows: tuple[Row, ...]
     best: str | None
     not_compared: dict[str, str]
+    ended: str = ""
+    """Why the run ended early; empty where it did not."""
 
     @property
     def same(self) -> bool:
@@ -149,6 +144,7 @@ class _Run:
         self._settings, self._machine, self._network, self._inputs = settings, machine, network, inputs
         self._stack, self._teller = stack, teller
         self._not_compared = dict(missing)
+        self._ended = ""
 
     def report(self, own: list[Tensor]) -> StreamReport:
         """Start everybody, run the rounds, put the numbers together."""
@@ -156,24 +152,34 @@ class _Run:
         addresses = self._addresses()
         sessions, groups = self._sessions(addresses), self._engines(len(addresses))
         contenders: list[Contender] = [*sessions, *groups]
-        told = self._teller.rounds(settings.rounds, f"measuring {len(contenders)} contenders in turn")
-        results = {result.name: result for result in interleaved(contenders, [own], told)}
-        for session in sessions:
-            session.require_workers_answered()
+        placements = {session.name: session.session.placement for session in sessions}
+        workers = sessions[-1].session.workers
+        results = {result.name: result for result in self._rounds(contenders, own)}
         alone = [results[group.name] for group in groups if group.num_devices == 1]
         best = min(alone, key=lambda result: result.spread.median_s, default=None)
-        rows = [_row(results[s.name], _devices(s.session.placement), s.session.placement, best) for s in sessions]
+        rows = [_row(results[name], _devices(chosen), chosen, best) for name, chosen in placements.items()]
         rows += [_row(results[group.name], group.num_devices, None, best) for group in groups]
         return StreamReport(
             settings=settings,
             machine=self._machine,
-            workers=sessions[-1].session.workers,
+            workers=workers,
             pinned=not settings.workers and all(deal(settings.num_local, settings.threads)),
             in_flight=default_in_flight(len(addresses), THROUGHPUT),
             rows=tuple(rows),
             best=best.name if best else None,
             not_compared=self._not_compared,
+            ended=self._ended,
         )
+
+    def _rounds(self, contenders: Sequence[Contender], own: list[Tensor]) -> list[Result]:
+        """Run them; where a worker or an engine is lost meanwhile, what all completed before."""
+        told = self._teller.rounds(self._settings.rounds, f"measuring {len(contenders)} contenders in turn")
+        try:
+            return interleaved(contenders, [own], told)
+        except EndedEarly as error:
+            self._ended = str(error)
+            self._teller.say(f"the run ended {error}")
+            return error.results
 
     def _addresses(self) -> Sequence[str]:
         settings = self._settings
@@ -195,7 +201,7 @@ class _Run:
         in_flight = default_in_flight(len(addresses), THROUGHPUT)
         session = distribute(
             self._network, self._inputs, addresses, planner=planner, objective=objective, key=self._settings.key,
-            max_in_flight=in_flight, progress=self._teller.about(name),
+            max_in_flight=in_flight, allow_local=False, progress=self._teller.about(name),
         )  # fmt: skip
         self._stack.enter_context(session)
         for _ in session.stream([self._inputs] * in_flight):  # the answers that are compared before a plan is trusted

@@ -139,11 +139,14 @@ def _compare(arguments: argparse.Namespace) -> int:
     for remark in remarks(report):
         console.print(remark, markup=False)
     _write(arguments.html, lambda: report_page(report, report_json(report)))
-    code = _end(arguments.json, lambda: report_json(report), same=report.same)
-    if report.ended:
-        print(f"edgedi-bench: ended early {report.ended}", file=sys.stderr)
-        return WRONG_USE
-    return code
+    return _early(report.ended, _end(arguments.json, lambda: report_json(report), same=report.same))
+
+
+def _early(why: str, code: int) -> int:
+    """The exit code of a run that ended early, or ``code`` of one that did not."""
+    if why:
+        print(f"edgedi-bench: ended early {why}", file=sys.stderr)
+    return WRONG_USE if why else code
 
 
 def _stream(arguments: argparse.Namespace) -> int:
@@ -156,7 +159,7 @@ def _stream(arguments: argparse.Namespace) -> int:
     console.print(streams_table(report))
     for remark in stream_remarks(report):
         console.print(remark, markup=False)
-    return _end(arguments.json, lambda: streams_json(report), same=report.same)
+    return _early(report.ended, _end(arguments.json, lambda: streams_json(report), same=report.same))
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:

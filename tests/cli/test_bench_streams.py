@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from edgedi.bench import streams
-from edgedi.bench.streams import EngineGroup
+from edgedi.bench.streams import EngineGroup, StreamContender
 from edgedi.cli.bench import main
+from edgedi.errors import WorkerLost
 from edgedi.partition.placement import Placement
 from edgedi.runtime.local_workers import LocalWorkers
 
@@ -83,6 +84,27 @@ def test_without_engines_there_are_only_sessions(workers: LocalWorkers, tmp_path
     assert found["settings"]["repeat"] == 20
 
 
+def test_a_run_that_loses_a_worker_keeps_its_complete_rounds(
+    workers: LocalWorkers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right, calls = StreamContender.seconds, []
+
+    def fails_later(contender: StreamContender, index: int) -> float:
+        calls.append(contender.name)
+        if len(calls) > 7:  # a round to warm up, one that counts, and one request of the next
+            raise WorkerLost("worker 127.0.0.1:1 closed the connection")
+        return right(contender, index)
+
+    monkeypatch.setattr(StreamContender, "seconds", fails_later)
+    path = tmp_path / "s.json"
+    assert main([*CHAIN, "--workers", workers.addresses[0], "--against", "none", "--json", str(path)]) == 2
+    printed, found = capsys.readouterr(), json.loads(path.read_text())
+    assert [len(row["seconds"]) for row in found["rows"]] == [1, 1, 1]
+    assert found["ended"] == "after 1 complete rounds: worker 127.0.0.1:1 closed the connection"
+    assert "ended early after 1 complete rounds" in printed.err
+    assert "throughput" in printed.out
+
+
 def test_an_answer_that_differs_is_told(
     workers: LocalWorkers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,6 +122,9 @@ def test_an_unknown_objective_is_refused_with_the_known(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         main(["--demo", "--objective", "throughput"])
     assert "--demo does not take --objective" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*CHAIN, "--html", "page.html"])
+    assert "--objective throughput does not take --html" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
