@@ -201,7 +201,7 @@ class _Run:
         in_flight = default_in_flight(len(addresses), THROUGHPUT)
         session = distribute(
             self._network, self._inputs, addresses, planner=planner, objective=objective, key=self._settings.key,
-            max_in_flight=in_flight, allow_local=False, progress=self._teller.about(name),
+            max_in_flight=in_flight, allow_local=False, rebalance=False, progress=self._teller.about(name),
         )  # fmt: skip
         self._stack.enter_context(session)
         for _ in session.stream([self._inputs] * in_flight):  # the answers that are compared before a plan is trusted
