@@ -23,13 +23,18 @@ MOST_OFF = 0.15
 """Predicted against measured, the median over all runs."""
 
 LOCAL = ("--local", "2")
+STREAM = (*LOCAL, "--objective", "throughput")
 BASELINES = ("oodp-greedy", "proportional", "equal", "ocbp", "deepthings", "aofl", "coedge")
 RESNET50, VGG16 = "torchvision:resnet50", "torchvision:vgg16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One run of edgedi-bench and the bars on its planner: speedup over the best engine, share of the bound."""
+    """One run of edgedi-bench and the bars on its planner: speedup over the best engine, share of the bound.
+
+    Of a stream the bars are on requests a second, against the best engine on one device, and against that engine on
+    all devices at once: the bound for whoever deals whole requests.
+    """
 
     name: str
     options: tuple[str, ...]
@@ -40,9 +45,14 @@ class Case:
     least_share: float
 
     @property
+    def streams(self) -> bool:
+        """Whether it is about requests a second."""
+        return self.options == STREAM
+
+    @property
     def arguments(self) -> tuple[str, ...]:
         """What edgedi-bench is called with, besides rounds and files."""
-        planners = PLANNER if self.options == LOCAL else ",".join((PLANNER, *BASELINES))
+        planners = PLANNER if self.options in (LOCAL, STREAM) else ",".join((PLANNER, *BASELINES))
         shape = f"1x3x{self.size}x{self.size}"
         return ("--model", self.model, "--input", shape, *self.options, "--planners", planners)
 
@@ -68,6 +78,7 @@ CASES = (
     _local(RESNET50, 512, 1.65, 1.85),
     _local("bench.models:fcn_resnet50", 520, 1.75, 1.9),
     _local("torchvision:mobilenet_v2", 512, 1.3, 1.6),
+    Case(name="local stream resnet50 224", options=STREAM, model=RESNET50, least_speedup=1.9, least_share=0.95),
     _testbed("pi4x4@1G", VGG16, 3.6, 0.75, 3.8),
     _testbed("pi4x4@1G", RESNET50, 3.0, 0.75, 3.5),
     _testbed("pi4x8@1G", VGG16, 6.5, 0.75),
@@ -101,6 +112,9 @@ class Verdict:
 
 def verdicts(case: Case, found: Mapping[str, Any] | None, reason: str = "") -> Iterator[Verdict]:
     """Every bar on ``case``; ``found`` is what edgedi-bench wrote as JSON, ``reason`` why there is none."""
+    if case.streams:
+        yield from _stream_verdicts(case, found, reason)
+        return
     split = _planner(found, PLANNER)
     speed = _ratio(split["times_as_fast_as_best_engine"]) if split else None
     lacking = reason if split is None else "no engine was there to compare with"
@@ -114,6 +128,18 @@ def verdicts(case: Case, found: Mapping[str, Any] | None, reason: str = "") -> I
         yield Verdict(
             case=case.name, bar="times the best baseline", least=LEAST_OF_BASELINES, found=baseline, reason=reason
         )
+
+
+def _stream_verdicts(case: Case, found: Mapping[str, Any] | None, reason: str) -> Iterator[Verdict]:
+    rows = {row["name"]: row for row in found["rows"]} if found else {}
+    best = found["best_engine"] if found else None
+    ours, all_at_once = rows.get("throughput"), next((rows[name] for name in rows if name.startswith(f"{best},")), None)
+    lacking = reason or ("" if best else "no engine was there to compare with")
+    one = _ratio(ours["times_as_fast_as_best_engine"]) if ours else None
+    share = times_as_fast(ours["seconds"], all_at_once["seconds"]) if ours and all_at_once else None
+    made = {"case": case.name, "reason": lacking}
+    yield Verdict(bar="requests/s, one engine's", least=case.least_speedup, found=one, **made)
+    yield Verdict(bar="requests/s, all engines'", least=case.least_share, found=share, **made)
 
 
 def _planner(found: Mapping[str, Any] | None, name: str) -> Mapping[str, Any] | None:
@@ -138,7 +164,7 @@ def prediction(runs: Sequence[Mapping[str, Any]]) -> tuple[str, float]:
     errors = [
         abs(split["predicted_s"] / split["median_s"] - 1)
         for run in runs
-        for split in run["planners"]
+        for split in run.get("planners", ())
         if split["name"] == PLANNER
     ]
     if not errors:

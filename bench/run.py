@@ -61,7 +61,7 @@ def measure(case: Case, folder: Path, rounds: int) -> tuple[dict[str, Any] | Non
     stem = "".join(letter if letter.isalnum() else "-" for letter in case.name)
     path, page = folder / f"{stem}.json", folder / f"{stem}.html"
     path.unlink(missing_ok=True)
-    files = ("--rounds", str(rounds), "--json", str(path), "--html", str(page))
+    files = ("--rounds", str(rounds), "--json", str(path), *(() if case.streams else ("--html", str(page))))
     command = [sys.executable, "-m", "edgedi.cli.bench", *case.arguments, *files]
     last = ""
     with subprocess.Popen(command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:

@@ -15,6 +15,7 @@ from bench.bars import (
     LOCAL,
     NOT_MEASURED,
     PASS,
+    STREAM,
     UNDECIDED,
     Case,
     Verdict,
@@ -57,6 +58,27 @@ def test_a_run_is_held_to_every_bar_of_its_case():
     assert "found 1.50 [" in verdict_line(by_bar["times the best engine"])
 
 
+def stream(*, at_once_s: float, best: str | None = "onnx") -> dict[str, Any]:
+    """As edgedi-bench writes it: throughput takes 0.02 s for each request, the engine 0.04 s on one device."""
+    ratio = {"median": 2.0, "low": 2.0, "high": 2.0} if best else None
+    rows = [
+        {"name": "throughput", "seconds": [0.02] * 5, "times_as_fast_as_best_engine": ratio},
+        {"name": "onnx, 2 at once", "seconds": [at_once_s] * 5},
+    ]
+    return {"rows": rows if best else rows[:1], "best_engine": best}
+
+
+def test_a_stream_is_held_to_one_engine_and_to_as_many_as_there_are_devices():
+    case = Case(name="s", options=STREAM, model="a:b", least_speedup=1.9, least_share=0.95)
+    one, every = verdicts(case, stream(at_once_s=0.02))
+    assert (one.word, one.found) == (PASS, Ratio(median=2.0, low=2.0, high=2.0))
+    assert (every.word, every.found) == (PASS, Ratio(median=1.0, low=1.0, high=1.0))
+    assert [verdict.word for verdict in verdicts(case, stream(at_once_s=0.015))] == [PASS, FAIL]
+    assert [verdict.word for verdict in verdicts(case, None, "no workers")] == [NOT_MEASURED] * 2
+    (alone, _) = verdicts(case, stream(at_once_s=0.02, best=None))
+    assert (alone.word, alone.reason) == (NOT_MEASURED, "no engine was there to compare with")
+
+
 def test_testbeds_are_held_to_the_best_baseline_too():
     (baseline,) = [verdict for verdict in verdicts(TESTBED, found()) if verdict.bar == "times the best baseline"]
     assert baseline.found.median == pytest.approx(1.25)
@@ -85,7 +107,9 @@ def test_predictions_are_judged_by_their_median_error():
     assert math.isnan(error)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.options == LOCAL], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.options in (LOCAL, STREAM)], ids=lambda case: case.name
+)
 def test_every_local_case_is_a_command_that_is_accepted(case: Case):
     read = parser().parse_args(list(case.arguments))
     assert read.input == ((1, 3, case.size, case.size),)
