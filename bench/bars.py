@@ -22,8 +22,8 @@ LEAST_OF_BASELINES = 1 / 1.03
 MOST_OFF = 0.15
 """Predicted against measured, the median over all runs."""
 
-LOCAL = ("--local", "2")
-STREAM = (*LOCAL, "--objective", "throughput")
+LOCAL = ("--local", "2", "--share")
+STREAM = ("--local", "2", "--objective", "throughput")
 BASELINES = ("oodp-greedy", "proportional", "equal", "ocbp", "deepthings", "aofl", "coedge")
 RESNET50, VGG16 = "torchvision:resnet50", "torchvision:vgg16"
 

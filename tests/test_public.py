@@ -55,6 +55,7 @@ OPTIONS = {
     "edgedi-bench": {
         "--help", "--version", "--demo", "--model", "--input", "--local", "--workers", "--planners", "--objective",
         "--against", "--rounds", "--repeat", "--threads", "--key", "--json", "--counts", "--html",
+        "--share",
     },
 }  # fmt: skip
 PARSERS = {

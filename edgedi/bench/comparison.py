@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgedi.bench.contenders import Contender, SessionContender, tensors_of
-from edgedi.bench.cores import deal, start_workers
+from edgedi.bench.cores import as_first_of, deal, start_all_but_first, start_workers
 from edgedi.bench.disturbances import reader, watched
 from edgedi.bench.engine_contender import EngineContender, EngineFailed, save_tensors
 from edgedi.bench.engines import what_is_missing
@@ -95,6 +95,8 @@ class _Run:
         self._stack, self._teller = stack, teller
         self._not_compared = dict(missing)
         self._process_ids: list[int] = []
+        self._pinned = not settings.workers and all(deal(settings.num_local, settings.threads))
+        self._cores = deal(1, settings.threads)[0]  # of engines, one after another; dealt before anybody is pinned
         self._disturbed: list[Disturbance] = []
         self._ended = ""
 
@@ -148,26 +150,33 @@ class _Run:
         if settings.workers:
             return settings.workers
         self._teller.say(f"starting {settings.num_local} local workers, threads of each: {settings.threads}")
-        local = start_workers(settings.num_local, settings.threads)
+        if settings.share and settings.num_local == 1:
+            self._stack.enter_context(as_first_of(1, settings.threads))
+            return []
+        start = start_all_but_first if settings.share else start_workers
+        local = start(settings.num_local, settings.threads)
+        if settings.share:
+            self._stack.enter_context(as_first_of(settings.num_local, settings.threads))
         self._stack.callback(local.stop)
         self._process_ids += local.process_ids
         return local.addresses
 
     def _sessions(self, addresses: Sequence[str]) -> list[SessionContender]:
         """One worker alone, then every planner on all of them and on as many as were asked for besides."""
+        everybody, share = self._settings.num_workers, self._settings.share
         made = [self._session(ONE_WORKER, ONE_WORKER, addresses)]
         for planner in self._settings.planners:
-            for count in sorted({*self._settings.counts, len(addresses)}, reverse=True):
-                name = planner if count == len(addresses) else f"{planner} on {count}"
+            for count in sorted({*self._settings.counts, everybody}, reverse=True):
+                name = planner if count == everybody else f"{planner} on {count}"
                 if planner != ONE_WORKER:
-                    made.append(self._session(name, planner, addresses[:count]))
+                    made.append(self._session(name, planner, addresses[: count - share]))
         return made
 
     def _session(self, name: str, planner: str, addresses: Sequence[str]) -> SessionContender:
         """A session that keeps its plan, and fails rather than answer by itself: its seconds are the plan's."""
         session = distribute(
             self._network, self._inputs, addresses, planner=planner, key=self._settings.key, rebalance=False,
-            allow_local=False, progress=self._teller.about(name),
+            allow_local=False, progress=self._teller.about(name), local=self._settings.share,
         )  # fmt: skip
         self._stack.enter_context(session)
         return SessionContender(name, session, [self._inputs])
@@ -185,7 +194,7 @@ class _Run:
         """The engine, ready; ``None`` if it cannot take this network, which is said and noted."""
         settings = self._settings
         self._teller.say(f"{name}: preparing, in a process of its own")
-        cores = deal(1, settings.threads)[0]
+        cores = self._cores
         engine = EngineContender(name, settings.model, tensors, cores, settings.threads)
         self._stack.callback(engine.close)
         self._process_ids.append(engine.process_id)
@@ -213,7 +222,7 @@ class _Run:
             settings=self._settings,
             machine=self._machine,
             workers=workers,
-            pinned=not self._settings.workers and all(deal(self._settings.num_local, self._settings.threads)),
+            pinned=self._pinned,
             splits=tuple(_split(known, results, best.result if best else None) for known in facts),
             singles=singles,
             best=best.result.name if best else None,

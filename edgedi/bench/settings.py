@@ -13,7 +13,10 @@ DEFAULT_STREAM = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What to compare. ``workers`` are addresses of running ones; where there are none, ``num_local`` are started."""
+    """What to compare. ``workers`` are addresses of running ones; where there are none, ``num_local`` take part here.
+
+    With ``share`` this process computes too: as the first of the local workers, or besides those that run.
+    """
 
     model: str
     shapes: tuple[tuple[int, ...], ...] = ((1, 3, 224, 224),)
@@ -21,6 +24,7 @@ class Settings:
     counts: tuple[int, ...] = ()
     """With how many of the workers to run besides all of them, for the curve of speedups."""
     workers: tuple[str, ...] = ()
+    share: bool = False
     planners: tuple[str, ...] = ("oodp",)
     objective: str = "latency"
     engines: tuple[str, ...] | None = None
@@ -31,10 +35,15 @@ class Settings:
     key: str | None = None
 
     def __post_init__(self) -> None:
-        given = len(self.workers) or self.num_local
+        given = self.num_workers
         if any(count > given for count in self.counts):
             text = ",".join(map(str, self.counts))
             raise ValueError(f"--counts {text}: there are {given} workers, so give numbers from 1 to {given}")
+
+    @property
+    def num_workers(self) -> int:
+        """How many take part, this process among them if it has a share."""
+        return len(self.workers) + self.share if self.workers else self.num_local
 
     @property
     def wanted_engines(self) -> tuple[str, ...]:

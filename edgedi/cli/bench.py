@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DIFFERENT, WRONG_USE, INTERRUPTED = 1, 2, 130
 _NOT_FOR_DEMO = (
     "input", "local", "workers", "planners", "objective", "against", "repeat", "threads", "key", "counts", "html",
+    "share",
 )  # fmt: skip
 _PIPED_WIDTH = 160
 """Columns of text where there is no terminal to ask."""
@@ -48,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     where = made.add_mutually_exclusive_group()
     where.add_argument("--local", type=_positive, metavar="N", help="start N local workers (default 2)")
     where.add_argument("--workers", type=_addresses, metavar="HOST:PORT,...", help="use workers that run already")
+    made.add_argument("--share", action="store_true", default=None, help="this process computes too: as the first of "
+                      "the --local workers, or besides --workers")  # fmt: skip
     made.add_argument(
         "--planners", type=_planners, metavar="NAME,...", help=f"of {', '.join(planners())} (default oodp)"
     )
@@ -98,7 +101,7 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
         for name in _NOT_FOR_DEMO:
             if getattr(arguments, name) is not None:
                 made.error(f"--demo does not take --{name}; it takes --rounds and --json")
-    for name in ("counts", "html") if arguments.objective == "throughput" else ():
+    for name in ("counts", "html", "share") if arguments.objective == "throughput" else ():
         if getattr(arguments, name) is not None:
             made.error(f"--objective throughput does not take --{name}; --json has its numbers")
     return arguments
@@ -169,6 +172,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         shapes=arguments.input or ((1, 3, 224, 224),),
         num_local=arguments.local or 2,
         workers=arguments.workers or (),
+        share=bool(arguments.share),
         counts=arguments.counts or (),
         planners=arguments.planners or ("oodp",),
         objective=objective,

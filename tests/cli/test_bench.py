@@ -320,3 +320,12 @@ def _stop_at(line: str, process: subprocess.Popen[str], send: Any, number: int) 
         return False
     send(process, number)
     return True
+
+
+def test_this_process_can_be_the_first_worker(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", "tests.runtime.networks:small", "--input", "1x3x48x48", "--local", "2", "--share"]
+    assert main([*arguments, "--planners", "equal", "--against", "none", "--rounds", "2", "--counts", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "The first worker is this process" in printed
+    assert "Peak memory of here" in printed
+    assert "equal on 1" in printed
