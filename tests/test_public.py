@@ -50,12 +50,13 @@ OPTIONS = {
     "edgedi-worker": {
         "--help", "--version", "--port", "--host", "--threads", "--cores", "--name", "--device", "--engine",
         "--memory-limit", "--key", "--authorized-keys", "--insecure-no-auth", "--log-level", "--end-with-parent",
+        "--slowdown", "--latency", "--socks-proxy",
     },
     "edgedi-keygen": {"--help", "--out", "--force", "--show", "--trust"},
     "edgedi-bench": {
         "--help", "--version", "--demo", "--model", "--input", "--local", "--workers", "--planners", "--objective",
         "--against", "--rounds", "--repeat", "--threads", "--key", "--json", "--counts", "--html",
-        "--share",
+        "--share", "--testbed",
     },
 }  # fmt: skip
 PARSERS = {
@@ -122,7 +123,7 @@ def test_every_option_has_a_help_text(command: str):
 @pytest.mark.parametrize("command", sorted(OPTIONS))
 def test_every_option_is_in_the_readme(command: str):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    hidden = {"--help", "--end-with-parent"}
+    hidden = {"--help", "--end-with-parent", "--slowdown", "--latency", "--socks-proxy"}
     assert command in readme
     assert [option for option in sorted(OPTIONS[command] - hidden) if option not in readme] == []
 

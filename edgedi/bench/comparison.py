@@ -23,6 +23,7 @@ from edgedi.bench.numbers import times_as_fast
 from edgedi.bench.progress import Teller
 from edgedi.bench.report import ONE_WORKER, Disturbance, Machine, Memory, Report, Result, Single, Split, Traffic
 from edgedi.bench.settings import Settings
+from edgedi.bench.testbed.start import Testbed
 from edgedi.errors import EdgediError
 from edgedi.partition.plan import Plan
 from edgedi.partition.program import ProgramSet
@@ -95,10 +96,13 @@ class _Run:
         self._stack, self._teller = stack, teller
         self._not_compared = dict(missing)
         self._process_ids: list[int] = []
-        self._pinned = not settings.workers and all(deal(settings.num_local, settings.threads))
+        self._pinned = (
+            not settings.workers and settings.testbed is None and all(deal(settings.num_local, settings.threads))
+        )
         self._cores = deal(1, settings.threads)[0]  # of engines, one after another; dealt before anybody is pinned
         self._disturbed: list[Disturbance] = []
         self._ended = ""
+        self._testbed: Testbed | None = None
 
     def report(self, own: list[Tensor]) -> Report:
         """Start everybody, run the rounds, put the numbers together."""
@@ -111,8 +115,9 @@ class _Run:
         memory = sessions[0].memory()  # before the bound is measured: that takes memory which requests do not
         facts = [self._facts(session, sent) for session, sent in zip(sessions, traffic, strict=True)]
         results = {result.name: result for result in self._rounds([*sessions, *engines], own)}
+        late_s = max(session.late_s() for session in sessions)
         facts = [replace(known, spans=self._spans(each)) for known, each in zip(facts, sessions, strict=True)]
-        return self._put_together(facts, engines, results, memory, sessions[0].session.workers)
+        return self._put_together(facts, engines, results, memory, sessions[0].session.workers, late_s)
 
     def _spans(self, contender: SessionContender) -> tuple[Span, ...]:
         """One request traced; none where the run has ended early, or where this is what fails."""
@@ -149,6 +154,12 @@ class _Run:
         settings = self._settings
         if settings.workers:
             return settings.workers
+        if settings.testbed is not None:
+            self._teller.say(f"putting up testbed {settings.testbed.name}")
+            self._testbed = Testbed(settings.testbed, self._teller.say)
+            self._stack.callback(self._testbed.close)
+            self._process_ids += self._testbed.process_ids
+            return self._testbed.addresses
         self._teller.say(f"starting {settings.num_local} local workers, threads of each: {settings.threads}")
         if settings.share and settings.num_local == 1:
             self._stack.enter_context(as_first_of(1, settings.threads))
@@ -174,9 +185,11 @@ class _Run:
 
     def _session(self, name: str, planner: str, addresses: Sequence[str]) -> SessionContender:
         """A session that keeps its plan, and fails rather than answer by itself: its seconds are the plan's."""
+        testbed = self._testbed
         session = distribute(
-            self._network, self._inputs, addresses, planner=planner, key=self._settings.key, rebalance=False,
-            allow_local=False, progress=self._teller.about(name), local=self._settings.share,
+            self._network, self._inputs, addresses, planner=planner, rebalance=False, local=self._settings.share,
+            key=testbed.key if testbed is not None else self._settings.key,
+            allow_local=False, progress=self._teller.about(name),
         )  # fmt: skip
         self._stack.enter_context(session)
         return SessionContender(name, session, [self._inputs])
@@ -194,8 +207,8 @@ class _Run:
         """The engine, ready; ``None`` if it cannot take this network, which is said and noted."""
         settings = self._settings
         self._teller.say(f"{name}: preparing, in a process of its own")
-        cores = self._cores
-        engine = EngineContender(name, settings.model, tensors, cores, settings.threads)
+        slowdown = settings.testbed.least_slowdown if settings.testbed else 1.0
+        engine = EngineContender(name, settings.model, tensors, self._cores, settings.threads, slowdown=slowdown)
         self._stack.callback(engine.close)
         self._process_ids.append(engine.process_id)
         try:
@@ -214,6 +227,7 @@ class _Run:
         results: dict[str, Result],
         memory: tuple[Memory, ...],
         workers: tuple[str, ...],
+        late_s: float,
     ) -> Report:
         singles = _singles(engines, results)
         complete = len(results[ONE_WORKER].seconds)
@@ -230,6 +244,8 @@ class _Run:
             memory=memory,
             disturbed=tuple(each for each in self._disturbed if each.round < complete),
             ended=self._ended,
+            emulation=str(self._testbed) if self._testbed is not None else "",
+            late_s=late_s,
         )
 
 

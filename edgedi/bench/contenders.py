@@ -71,6 +71,11 @@ class SessionContender:
         if left != self._num_workers:
             raise WorkerLost(f"{self.name} was planned anew for {left} of {self._num_workers} workers: one has left")
 
+    def late_s(self) -> float:
+        """How far emulated devices fell behind their own time since they were set up, at worst."""
+        told = self.session.statistics().workers.values()
+        return max((float(values["late_s"]) for values in told), default=0.0)
+
     def memory(self) -> tuple[Memory, ...]:
         """The memory of every worker that is there, as the workers tell it."""
         return tuple(

@@ -30,9 +30,14 @@ class EngineFailed(EdgediError):
 
 
 class EngineContender:
-    """Starts the process; ``wait`` until it is ready; ``close`` it. Times are the engine's own, without the pipe."""
+    """Starts the process; ``wait`` until it is ready; ``close`` it. Times are the engine's own, without the pipe.
 
-    def __init__(self, engine: str, model: str, tensors: Path, cores: Sequence[int], threads: int) -> None:
+    With a ``slowdown`` above 1 they are those of an emulated device: the engine's processor time, times so much.
+    """
+
+    def __init__(
+        self, engine: str, model: str, tensors: Path, cores: Sequence[int], threads: int, *, slowdown: float = 1.0
+    ) -> None:
         self.name = engine
         self.version = self.precision = ""
         self._folder = tensors.parent
@@ -41,7 +46,9 @@ class EngineContender:
             [sys.executable, "-m", "edgedi.bench.engine_process"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words, text=True,
         )  # fmt: skip
-        self._tell(engine=engine, model=model, tensors=str(tensors), cores=list(cores), threads=threads)
+        self._tell(
+            engine=engine, model=model, tensors=str(tensors), cores=list(cores), threads=threads, slowdown=slowdown
+        )
 
     @property
     def process_id(self) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgedi.bench.testbed.spec import Spec
+
 ENGINE_NAMES = ("eager", "openvino", "onnxruntime", "inductor")
 """What ``--against`` accepts. OpenVINO's own default precision takes part by itself, beside OpenVINO in float32."""
 DEFAULT_ROUNDS = 20
@@ -13,9 +15,11 @@ DEFAULT_STREAM = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What to compare. ``workers`` are addresses of running ones; where there are none, ``num_local`` take part here.
+    """What to compare. ``workers`` are addresses of running ones; where there are none, those of
+    ``testbed`` take part, or ``num_local`` here.
 
-    With ``share`` this process computes too: as the first of the local workers, or besides those that run.
+    With ``share`` this process computes too: as the first of the local workers, or besides those that run. In a testbed
+    it always does, on the first device.
     """
 
     model: str
@@ -25,6 +29,7 @@ class Settings:
     """With how many of the workers to run besides all of them, for the curve of speedups."""
     workers: tuple[str, ...] = ()
     share: bool = False
+    testbed: Spec | None = None
     planners: tuple[str, ...] = ("oodp",)
     objective: str = "latency"
     engines: tuple[str, ...] | None = None
@@ -43,6 +48,8 @@ class Settings:
     @property
     def num_workers(self) -> int:
         """How many take part, this process among them if it has a share."""
+        if self.testbed is not None:
+            return len(self.testbed.devices)
         return len(self.workers) + self.share if self.workers else self.num_local
 
     @property

@@ -80,6 +80,7 @@ def planners_table(report: Report) -> Table:
     """One row for each planner; the first, one worker alone, is the base."""
     settings = report.settings
     title = f"{settings.model}, {len(report.workers)} workers; milliseconds over {report.num_rounds} interleaved rounds"
+    title += f"\n{report.emulation}" if report.emulation else ""
     best = (f"times {report.best}",) if report.best else ()
     heads = (
         "median", "min", "middle half", "times 1 worker", *best, "efficiency", "bound", "of the bound", "predicted",
@@ -111,6 +112,7 @@ def _split_cells(split: Split) -> list[str]:
 def engines_table(report: Report) -> Table:
     """One row for each engine on one worker's cores, and what it would do by its own default."""
     title = "Engines on one worker's share of cores, in float32; beside them the precision that they pick by themselves"
+    title += f"\n{report.emulation}" if report.emulation else ""
     heads = ("version", "median", "min", "middle half", "times 1 worker", "difference", "own default", "its difference")
     table = _table(title, "engine", heads)
     for single in report.singles:

@@ -59,7 +59,7 @@ def caveats(report: Report) -> Iterator[str]:
         yield f"At worst a device was {milliseconds(report.late_s)} ms behind its own time, as this machine ran others."
     elif not report.pinned:
         yield "Workers are not pinned by this command: it does not own them, or there are fewer cores than threads."
-    if report.settings.share:
+    if report.settings.share and not report.emulation:
         yield "The first worker is this process: it holds the input, and joins the answer on the same core."
     if report.settings.workers and report.singles:
         yield "The engines ran on this machine, the workers on theirs."

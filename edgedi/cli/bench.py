@@ -14,6 +14,8 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from edgedi.bench.settings import DEFAULT_ROUNDS, DEFAULT_STREAM, ENGINE_NAMES, Settings
+from edgedi.bench.testbed.spec import Spec
+from edgedi.bench.testbed.specs import find_spec, ready_specs
 from edgedi.errors import EdgediError
 from edgedi.partition.planners import planners
 from edgedi.partition.throughput import OBJECTIVES
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 DIFFERENT, WRONG_USE, INTERRUPTED = 1, 2, 130
 _NOT_FOR_DEMO = (
     "input", "local", "workers", "planners", "objective", "against", "repeat", "threads", "key", "counts", "html",
-    "share",
+    "share", "testbed",
 )  # fmt: skip
 _PIPED_WIDTH = 160
 """Columns of text where there is no terminal to ask."""
@@ -51,6 +53,8 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--workers", type=_addresses, metavar="HOST:PORT,...", help="use workers that run already")
     made.add_argument("--share", action="store_true", default=None, help="this process computes too: as the first of "
                       "the --local workers, or besides --workers")  # fmt: skip
+    where.add_argument("--testbed", type=_testbed, metavar="SPEC", help="emulate devices and links: one of "
+                       f"{', '.join(ready_specs())}, or FILE.toml; SPEC@100M for links of 100 Mbit/s")  # fmt: skip
     made.add_argument(
         "--planners", type=_planners, metavar="NAME,...", help=f"of {', '.join(planners())} (default oodp)"
     )
@@ -104,7 +108,17 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in ("counts", "html", "share") if arguments.objective == "throughput" else ():
         if getattr(arguments, name) is not None:
             made.error(f"--objective throughput does not take --{name}; --json has its numbers")
+    if arguments.testbed is not None:
+        _check_testbed(made, arguments)
     return arguments
+
+
+def _check_testbed(made: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    for name, reason in (("threads", "its devices have one core each"), ("key", "nobody else reaches its links")):
+        if getattr(arguments, name) is not None:
+            made.error(f"--testbed does not take --{name}: {reason}")
+    if arguments.objective == "throughput":
+        made.error("--testbed does not take --objective throughput yet: streams are measured on local or given workers")
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -172,7 +186,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         shapes=arguments.input or ((1, 3, 224, 224),),
         num_local=arguments.local or 2,
         workers=arguments.workers or (),
-        share=bool(arguments.share),
+        share=bool(arguments.share) or arguments.testbed is not None,
+        testbed=arguments.testbed,
         counts=arguments.counts or (),
         planners=arguments.planners or ("oodp",),
         objective=objective,
@@ -240,6 +255,13 @@ def _addresses(text: str) -> tuple[str, ...]:
     if not all(":" in part for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of host:port or host:port#key, joined by commas")
     return parts
+
+
+def _testbed(text: str) -> Spec:
+    try:
+        return find_spec(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _planners(text: str) -> tuple[str, ...]:

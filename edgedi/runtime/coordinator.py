@@ -26,12 +26,15 @@ from edgedi.partition.geometry import Interval
 from edgedi.partition.plan import HOME
 from edgedi.partition.program import Piece as ProgramPiece
 from edgedi.runtime import halo_links
+from edgedi.runtime.emulation import Emulation, emulation_here
 from edgedi.runtime.executor import LoadedProgram, ProgramRun
+from edgedi.runtime.frames import joined
 from edgedi.runtime.halo_links import HaloLink, HaloListener
 from edgedi.runtime.keys import KeyPair, WorkerAddress, fingerprint
 from edgedi.runtime.local_share import LocalShare
 from edgedi.runtime.messages import Abort, Close, Failed, Message, Piece, Ping, Pong, Refused
-from edgedi.runtime.peers import COPY_BYTES
+from edgedi.runtime.pace import Pace, pace_of
+from edgedi.runtime.peers import send_payload
 from edgedi.runtime.security import apply_curve_client, apply_socket_options, map_zmq_error
 from edgedi.runtime.tensors import Tensor, from_wire, inference, to_wire
 from edgedi.runtime.wire import decode, encode
@@ -106,9 +109,11 @@ class Coordinator:
         *,
         share: LocalShare | None = None,
         clock: Callable[[], float] = time.monotonic,
+        pace: Pace | None = None,
     ) -> None:
         """With ``share`` worker 0 is in this process and is reached within it."""
         self._clock = clock
+        self._pace = pace_of(emulation_here().speed) if pace is None else pace
         self._context = zmq.Context() if share is None else share.context
         self._owns_context = share is None
         self._poller = zmq.Poller()
@@ -121,7 +126,8 @@ class Coordinator:
             raise
         self._commands: deque[Callable[[], None]] = deque()
         self._requests: dict[tuple[str, int, int], Request] = {}
-        self._halos = HaloListener() if halo_links.supported() else None
+        emulated = emulation_here() != Emulation()  # no short ways: links are what is emulated
+        self._halos = HaloListener() if halo_links.supported() and not emulated else None
         if self._halos is not None:
             self._poller.register(self._halos.listener, zmq.POLLIN)
         self._retiring: dict[tuple[str, int], tuple[int, ...]] = {}
@@ -222,10 +228,11 @@ class Coordinator:
     # --- the thread --------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
+        self._pace.forget()
         try:
             with inference():
                 while not self._closing or self._commands:
-                    ready = dict(self._poller.poll(self._timeout_ms()))
+                    ready = dict(self._pace.wait(self._poller.poll, self._timeout_ms()))
                     self._take_commands()
                     self._take_halos()
                     for index, link in enumerate(self._links):
@@ -257,7 +264,7 @@ class Coordinator:
             except zmq.Again:
                 return
             try:
-                self._received(index, link, decode([frame.buffer for frame in frames]))
+                self._received(index, link, decode(joined([frame.buffer for frame in frames])))
             except RemoteProtocolError as error:
                 self._lose(index, WorkerLost(f"worker {link.address} sent nonsense: {error}", worker=str(link.address)))
 
@@ -299,10 +306,11 @@ class Coordinator:
         if link.lost is not None:
             return
         header, *payload = encode(message)
+        self._pace.settle()
         try:
             link.socket.send(header, zmq.NOBLOCK | (zmq.SNDMORE if payload else 0))
             if payload:
-                link.socket.send(payload[0], zmq.NOBLOCK, copy=len(payload[0]) < COPY_BYTES)
+                send_payload(link.socket, payload[0], zmq.NOBLOCK)
                 link.sent_bytes += len(payload[0])
         except zmq.Again:
             text = f"worker {link.address} takes no more messages"
@@ -391,6 +399,7 @@ class Coordinator:
             layout=layout,
             payload=payload,
         )
+        self._pace.settle()
         link = self._links[request.links[target]]
         if link.halo is not None and link.lost is None and self._send_halo(link, link.halo, message):
             return
@@ -413,6 +422,7 @@ class Coordinator:
             for index in request.links:
                 abort = Abort(session=request.session, epoch=request.epoch, request=request.number)
                 self._send(self._links[index], abort)
+        self._pace.settle()
         request.done(outputs, error)
         if self._retiring:
             self._free_retired()

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 
-def fingerprint(device: str, threads: int, engine: str) -> str:
-    """A short name of processor, its features, device kind, threads and engine: what profiles are kept under."""
+def fingerprint(device: str, threads: int, engine: str, slowdown: float = 1.0) -> str:
+    """A short name of processor, features, device kind, threads, engine and emulation: what profiles are kept under."""
     features = ""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -21,7 +21,8 @@ def fingerprint(device: str, threads: int, engine: str) -> str:
         features = named.get("flags") or named.get("Features") or ""
     digest = hashlib.sha256(f"{model}{features}{platform.machine()}".encode()).hexdigest()[:12]
     words = "-".join(model.split())[:48].replace("/", "-")
-    return f"{words}-{digest}-{device}-{threads}t-{engine}"
+    emulated = "" if slowdown == 1 else f"-slowed{slowdown:g}x"
+    return f"{words}-{digest}-{device}-{threads}t-{engine}{emulated}"
 
 
 def peak_memory_bytes() -> int:

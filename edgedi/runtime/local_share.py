@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import zmq
 
 from edgedi.errors import EdgediError, SecurityError
+from edgedi.runtime.emulation import emulation_here
 from edgedi.runtime.keys import KeyPair, WorkerAddress
 from edgedi.runtime.security import is_loopback
 from edgedi.runtime.worker import Worker, WorkerOptions
@@ -39,7 +40,11 @@ class LocalShare:
         host = _host_for(peers, keypair)
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.endpoint = f"inproc://edgedi-{secrets.token_hex(8)}"
-        options = WorkerOptions(host=host, name=NAME, threads=threads, keypair=keypair)
+        device = emulation_here()
+        options = WorkerOptions(
+            host=host, name=NAME, threads=threads, keypair=keypair,
+            speed=device.speed, proxy=device.proxy, memory_limit_bytes=device.memory_bytes,
+        )  # fmt: skip
         self._worker = Worker(options, context=self.context, home_endpoint=self.endpoint)
         try:
             port = self._worker.bind()

@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import IO
 
 from edgedi.errors import WorkerLost
@@ -19,6 +20,17 @@ from edgedi.errors import WorkerLost
 log = logging.getLogger("edgedi.worker")
 START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """One worker to start: options of ``edgedi-worker`` besides those below, ``prefix`` a command that runs it."""
+
+    name: str
+    threads: int = 1
+    cores: tuple[int, ...] = ()
+    options: tuple[str, ...] = ()
+    prefix: tuple[str, ...] = ()
 
 
 class LocalWorkers:
@@ -35,11 +47,27 @@ class LocalWorkers:
         if count < 1:
             raise ValueError(f"workers={count}: give at least 1")
         cores = share_cores(count) if cores is None else cores
-        self._processes = [
-            _start(index, len(own) if threads is None and own else threads or 1, own, options)
+        self._launch(
+            Launch(
+                name=f"local-{index}",
+                threads=len(own) if threads is None and own else threads or 1,
+                cores=tuple(own),
+                options=tuple(options),
+            )
             for index, own in enumerate(cores)
-        ]
-        self._words = [_Words(index, process) for index, process in enumerate(self._processes)]
+        )
+
+    @classmethod
+    def launch(cls, launches: Iterable[Launch]) -> LocalWorkers:
+        """Workers each started in its own way."""
+        made = cls.__new__(cls)
+        made._launch(launches)
+        return made
+
+    def _launch(self, launches: Iterable[Launch]) -> None:
+        launches = tuple(launches)
+        self._processes = [_start(launch) for launch in launches]
+        self._words = [_Words(launch.name, process) for launch, process in zip(launches, self._processes, strict=True)]
         self._addresses: list[str] | None = None
 
     @property
@@ -87,15 +115,16 @@ def share_cores(count: int) -> list[list[int]]:
     return [available[index * per_worker : (index + 1) * per_worker] for index in range(count)]
 
 
-def _start(index: int, threads: int, cores: Sequence[int], options: Sequence[str]) -> subprocess.Popen[str]:
+def _start(launch: Launch) -> subprocess.Popen[str]:
+    threads = str(launch.threads)
     command = [
-        sys.executable, "-m", "edgedi.cli.worker", "--port", "0", "--name", f"local-{index}", "--threads", str(threads),
-        "--end-with-parent", "--log-level", "warning",
+        *launch.prefix, sys.executable, "-m", "edgedi.cli.worker", "--port", "0", "--name", launch.name,
+        "--threads", threads, "--end-with-parent", "--log-level", "warning",
     ]  # fmt: skip
-    if cores:
-        command += ["--cores", ",".join(map(str, cores))]
-    command += options
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    if launch.cores:
+        command += ["--cores", ",".join(map(str, launch.cores))]
+    command += launch.options
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -110,9 +139,9 @@ def _start(index: int, threads: int, cores: Sequence[int], options: Sequence[str
 class _Words:
     """Reads what a worker says on standard error, so that it never waits for a full pipe, and passes it to our log."""
 
-    def __init__(self, index: int, process: subprocess.Popen[str]) -> None:
+    def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None
-        self.name, self.last = f"local-{index}", deque[str](maxlen=3)
+        self.name, self.last = name, deque[str](maxlen=3)
         self._thread = threading.Thread(target=self._read, args=(process.stderr,), daemon=True)
         self._thread.start()
 

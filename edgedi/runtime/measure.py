@@ -58,6 +58,7 @@ def measure_described(
     limit_bytes: int | None,
     device: str,
     groups: EngineGroups | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[tuple[Measurement, ...], float]:
     """Measure a program as a coordinator describes it, on weights that are noise; and ``groups``' factor for all of it.
 
@@ -72,7 +73,7 @@ def measure_described(
         loaded = load(program, described, store, packer, limit_bytes=limit_bytes, device=device)
         if groups is not None and all(step.instruction.piece.dim == UNSPLIT for step in loaded.steps):
             groups(loaded.steps, lambda name, cut: store.lend(name), loaded.graph)
-        return measure_program(loaded, repeats)
+        return measure_program(loaded, repeats, clock)
 
     if limit_bytes is None or sum(tensor_bytes(w["dtype"], w["shape"]) for w in weights) <= limit_bytes:
         with contextlib.suppress(WorkerMemoryError):

@@ -11,9 +11,10 @@ import zmq
 from edgedi.errors import SecurityError
 from edgedi.partition.plan import HOME
 from edgedi.runtime import halo_links
+from edgedi.runtime.frames import split
 from edgedi.runtime.halo_links import SCHEME, HaloLink
 from edgedi.runtime.keys import KeyPair, parse_worker_address
-from edgedi.runtime.messages import Piece
+from edgedi.runtime.messages import Buffer, Piece
 from edgedi.runtime.security import apply_curve_client, apply_socket_options
 from edgedi.runtime.wire import encode
 
@@ -21,6 +22,14 @@ log = logging.getLogger("edgedi.worker")
 COPY_BYTES = 65_536
 """Payloads below this are copied when they are sent: cheaper than keeping track of them."""
 _SEND_TIMEOUT_MS = 5_000
+
+
+def send_payload(socket: zmq.Socket[bytes], payload: Buffer, flags: int = 0) -> None:
+    """The rest of a message whose header has been sent."""
+    *parts, last = split(payload)
+    for part in parts:
+        socket.send(part, flags | zmq.SNDMORE, copy=False)
+    socket.send(last, flags, copy=bool(not parts and len(last) < COPY_BYTES))
 
 
 class PeerLinks:
@@ -32,6 +41,8 @@ class PeerLinks:
         peers: Sequence[dict[str, Any]],
         keypair: KeyPair | None,
         home_halo_address: str | None = None,
+        *,
+        proxy: str | None = None,
     ) -> None:
         self._sockets: dict[int, zmq.Socket[bytes]] = {}
         self._halos: dict[int, HaloLink] = {}
@@ -40,6 +51,8 @@ class PeerLinks:
             socket = context.socket(zmq.DEALER)
             apply_socket_options(socket, ipv6=":" in address.host)
             socket.setsockopt(zmq.SNDTIMEO, _SEND_TIMEOUT_MS)
+            if proxy is not None:
+                socket.setsockopt(zmq.SOCKS_PROXY, proxy.encode())
             if peer["public_key"] is not None:
                 if keypair is None:
                     raise SecurityError("the session's links need keys, and this worker has none: start it with --key")
@@ -69,7 +82,7 @@ class PeerLinks:
             return
         socket = self._sockets[target]
         socket.send(header, zmq.SNDMORE)
-        socket.send(payload, 0, len(payload) < COPY_BYTES)
+        send_payload(socket, payload)
 
     def send_home(self, piece: Piece) -> bool:
         """Send to a coordinator on this machine; ``False`` where there is no short way, or it is full."""

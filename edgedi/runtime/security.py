@@ -34,6 +34,7 @@ ZAP_DOMAIN = b"edgedi"
 SOCKET_OPTIONS: dict[int, int] = {
     zmq.SNDHWM: 1_000,  # messages: a peer that does not read cannot fill our memory
     zmq.RCVHWM: 1_000,
+    zmq.SNDBUF: 262_144,  # bytes: what waits in the kernel delays signs of life as well
     zmq.LINGER: 0,  # ms: closing never waits for a peer that is gone
     zmq.IMMEDIATE: 1,  # queue for links that stand, not for addresses that may never answer
     zmq.MAXMSGSIZE: LIMITS["payload_bytes"],  # bytes of one frame, refused before room is made for it

@@ -63,7 +63,10 @@ def to_wire(tensor: Tensor) -> tuple[memoryview, str, tuple[int, ...], str]:
 
 
 def from_wire(buffer: Buffer, dtype: str, shape: Sequence[int], layout: str, *, own: bool) -> Tensor:
-    """The tensor of ``shape`` that ``to_wire`` sent; with ``own`` in memory of its own, else a view of ``buffer``."""
+    """The tensor of ``shape`` that ``to_wire`` sent; with ``own`` in memory of its own, else a view of ``buffer``.
+
+    A ``bytearray`` was put together for this message and is the tensor's own already.
+    """
     stored_shape = [shape[0], *shape[2:], shape[1]] if layout == "nhwc" else list(shape)
     if 0 in shape:
         flat = torch.empty(0, dtype=TORCH_DTYPES[dtype])
@@ -71,7 +74,7 @@ def from_wire(buffer: Buffer, dtype: str, shape: Sequence[int], layout: str, *, 
         with warnings.catch_warnings():  # torch warns of read-only buffers; views of them are never written
             warnings.simplefilter("ignore", UserWarning)
             flat = torch.frombuffer(buffer, dtype=TORCH_DTYPES[dtype])
-    stored = (flat.clone() if own else flat).reshape(stored_shape)
+    stored = (flat.clone() if own and not isinstance(buffer, bytearray) else flat).reshape(stored_shape)
     return stored.permute(0, 3, 1, 2) if layout == "nhwc" else stored
 
 

@@ -27,6 +27,7 @@ from edgedi.runtime import halo_links
 from edgedi.runtime import worker_state as state
 from edgedi.runtime.allocator import keep_freed_memory, release_freed_memory
 from edgedi.runtime.executor import LoadedProgram, ProgramRun
+from edgedi.runtime.frames import joined
 from edgedi.runtime.groups import EngineGroups
 from edgedi.runtime.halo_links import HaloListener
 from edgedi.runtime.kernels import fused, openvino_graph
@@ -49,8 +50,9 @@ from edgedi.runtime.messages import (
     requests_of,
 )
 from edgedi.runtime.noting import Note, NotedRun
+from edgedi.runtime.pace import pace_of
 from edgedi.runtime.patience import Patience
-from edgedi.runtime.peers import COPY_BYTES, PeerLinks
+from edgedi.runtime.peers import PeerLinks, send_payload
 from edgedi.runtime.security import (
     Authenticator,
     apply_curve_server,
@@ -58,6 +60,7 @@ from edgedi.runtime.security import (
     peer_key,
     zmq_errors,
 )
+from edgedi.runtime.speed import Speed
 from edgedi.runtime.tensors import Tensor, from_wire, inference, set_up_torch, to_wire
 from edgedi.runtime.version import software_version
 from edgedi.runtime.weights import WeightStore
@@ -73,6 +76,7 @@ class WorkerOptions:
 
     ``engine`` is ``auto``, which lets OpenVINO, where it is installed, compute the chains of layers that it is faster
     at, or ``torch``.
+    ``speed`` and ``proxy`` (``host:port`` of a SOCKS proxy, the only way to its peers) are for emulated devices.
     """
 
     host: str = "127.0.0.1"
@@ -84,6 +88,8 @@ class WorkerOptions:
     memory_limit_bytes: int | None = None
     keypair: KeyPair | None = None
     authorized: tuple[str, ...] = ()
+    speed: Speed = Speed()  # noqa: RUF009  # it is frozen
+    proxy: str | None = None
 
 
 @dataclass(slots=True)
@@ -122,6 +128,7 @@ class Worker:
         self._home_endpoint = home_endpoint
         self._baseline_memory_bytes = device_facts.memory_bytes()
         """After the imports, before anything is served: ``import torch`` alone is half a gigabyte on some machines."""
+        self._pace = pace_of(options.speed)
         self._pinned: dict[state.Epoch, tuple[str, ...]] = {}
         self._packer = fused.Packer() if fused.available() and options.device == "cpu" else None
         self._store = WeightStore(options.memory_limit_bytes, device=options.device, packer=self._packer)
@@ -136,7 +143,8 @@ class Worker:
         self._context = zmq.Context() if context is None else context
         self._authenticator: Authenticator | None = None
         self._socket = self._context.socket(zmq.ROUTER)
-        self._halos = HaloListener() if halo_links.supported() else None
+        emulated = options.speed.is_emulated or options.proxy is not None  # no short ways, and no looking for halos
+        self._halos = HaloListener() if halo_links.supported() and not emulated else None
         self._poller = zmq.Poller()
         self._patience = Patience()
         self._counts: dict[str, int | float] = {"requests": 0, "busy_s": 0.0, "sent_bytes": 0, "received_bytes": 0}
@@ -177,6 +185,7 @@ class Worker:
         """Serve until stopped, or until a signal handler raises ``KeyboardInterrupt``; then everything is closed."""
         set_up_torch(self._options.threads, self._options.device)
         keep_freed_memory()
+        self._pace.forget()
         self._poller.register(self._socket, zmq.POLLIN)
         if self._halos is not None:
             self._poller.register(self._halos.listener, zmq.POLLIN)
@@ -184,7 +193,7 @@ class Worker:
             with inference(), contextlib.suppress(KeyboardInterrupt):
                 while not self._stopped:
                     if not self._spin():
-                        self._poller.poll(_IDLE_POLL_MS)
+                        self._pace.wait(self._poller.poll, _IDLE_POLL_MS)
                     self._accept_peers()
                     self._drain()
                     self._do(state.Tick(self._clock()))
@@ -269,7 +278,7 @@ class Worker:
 
     def _receive(self, link: bytes, frames: list[zmq.Frame]) -> None:
         try:
-            message = decode([frame.buffer for frame in frames])
+            message = decode(joined([frame.buffer for frame in frames]))
         except RemoteProtocolError as error:
             log.warning("refused a message: %s", error)
             self._send(link, Refused(reason=str(error)[:500]))
@@ -293,11 +302,12 @@ class Worker:
 
     def _send(self, link: bytes, message: Message) -> None:
         header, *payload = encode(message)
+        self._pace.settle()
         try:
             self._socket.send(link, zmq.SNDMORE | zmq.NOBLOCK)  # whoever does not read must not keep the others waiting
             self._socket.send(header, zmq.SNDMORE if payload else 0)
-            for part in payload:
-                self._socket.send(part, 0, len(part) < COPY_BYTES)
+            if payload:
+                send_payload(self._socket, payload[0])
         except zmq.ZMQError as error:  # whoever asked is gone, or has left a thousand answers unread
             log.info("could not answer: %s", error)
 
@@ -314,7 +324,9 @@ class Worker:
             memory_limit_bytes=options.memory_limit_bytes,
             machine=halo_links.machine_name(),
             halo_address=self._halos.address if self._halos is not None else None,
-            fingerprint=device_facts.fingerprint(options.device, options.threads, self._engine_name()),
+            fingerprint=device_facts.fingerprint(
+                options.device, options.threads, self._engine_name(), options.speed.slowdown
+            ),
         )
         self._send(action.link, welcome)
 
@@ -326,6 +338,7 @@ class Worker:
         except (ValueError, RuntimeError) as error:  # other content than named; no room on the device
             self._send(action.link, Refused(reason=str(error)))
             return
+        self._pace.forget()
         self._do(state.Stored(weights.digest))
 
     def _expect(self, action: state.Expect) -> None:
@@ -364,6 +377,7 @@ class Worker:
         self._store.settle(self._pinned[epoch])
         self._store.trim()
         release_freed_memory()
+        self._pace.forget()
         seconds, weight_bytes = self._clock() - started_s, self._store.bytes_of(self._pinned[epoch])
         self._send(
             action.link,
@@ -378,6 +392,8 @@ class Worker:
         """Chains of layers for an engine: it holds weights a second time, so not where memory is limited."""
         options = self._options
         if options.engine != "auto" or options.device != "cpu" or options.memory_limit_bytes is not None:
+            return None
+        if options.speed.is_emulated:  # an engine computes in threads whose processor time a pace does not see
             return None
         return EngineGroups(options.threads) if openvino_graph.available() else None
 
@@ -428,7 +444,12 @@ class Worker:
 
     def _new_run(self, key: state.Request, program: LoadedProgram) -> ProgramRun:
         traced, notes = self._notes.get(key[0], (None, []))
-        return NotedRun(program, notes=notes, clock=self._clock) if traced == key else ProgramRun(program)
+        return NotedRun(program, notes=notes, clock=self._settled_clock) if traced == key else ProgramRun(program)
+
+    def _settled_clock(self) -> float:
+        """What an emulated device's clock shows once it is ready with what it did."""
+        self._pace.settle()
+        return self._clock()
 
     def _measure(self, action: state.RunMeasure) -> None:
         """Time a program on noise; nothing of it stays."""
@@ -443,11 +464,13 @@ class Worker:
                 limit_bytes=options.memory_limit_bytes,
                 device=options.device,
                 groups=self._groups(),
+                clock=self._pace.stopwatch,
             )
         except Exception as error:  # whatever an operator raises over a description of a stranger's
             self._send(action.link, Refused(reason=f"measuring failed: {type(error).__name__}: {error}"[:500]))
             return
         release_freed_memory()
+        self._pace.forget()
         self._send(action.link, Measured(seconds=seconds, engine_factor=engine_factor))
 
     def _tell(self, action: state.TellStatistics) -> None:
@@ -460,6 +483,7 @@ class Worker:
                 (text for (session, _), text in self._engines.items() if session == action.session), default=""
             ),
             "baseline_memory_bytes": self._baseline_memory_bytes,
+            "late_s": self._pace.late_s,
         }
         for (session, epoch), installed in self._epochs.items():
             if session == action.session:
@@ -511,8 +535,10 @@ class Worker:
 
     def _connect_peers(self, installed: _Installed) -> None:
         if installed.links is None:
-            deploy = installed.deploy
-            installed.links = PeerLinks(self._context, deploy.peers, self._options.keypair, deploy.home_halo_address)
+            deploy, options = installed.deploy, self._options
+            installed.links = PeerLinks(
+                self._context, deploy.peers, options.keypair, deploy.home_halo_address, proxy=options.proxy
+            )
 
     def _end(self, key: state.Request) -> None:
         self._requests.pop(key, None)
@@ -550,6 +576,7 @@ class Worker:
         self._counts["sent_bytes"] += len(payload)
         links = request.installed.links
         assert links is not None, "connected before the run"
+        self._pace.settle()
         if target == HOME:
             if links.send_home(message):
                 return

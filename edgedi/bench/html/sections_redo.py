@@ -37,6 +37,7 @@ def _facts(report: Report) -> Sequence[tuple[str, object]]:
     versions: Mapping[str, str] = {single.result.name: single.version for single in report.singles}
     engines = ", ".join(f"{name} {version}" for name, version in versions.items()) or "none"
     where = "running workers at " + ", ".join(settings.workers) if settings.workers else "local processes"
+    where = report.emulation or where
     return (
         ("processor", f"{machine.processor}, {machine.num_cores} cores usable"),
         ("system", machine.system),
@@ -54,7 +55,10 @@ def not_modelled(report: Report) -> Iterator[str]:
     """The limits of the figures, a sentence each."""
     if report.emulation:
         yield f"The devices and links are emulated: {report.emulation}."
-        yield "A sleeping device hides communication better than a busy core does, and only its computing is slowed."
+        yield (
+            "A sleeping device hides communication better than a busy core does, and bytes are moved at this machine's "
+            "speed: see docs/method.md."
+        )
     elif report.settings.workers:
         yield "The workers run where their addresses say; the links between them are whatever connects them."
     else:

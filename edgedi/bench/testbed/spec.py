@@ -1,0 +1,180 @@
+"""What a testbed consists of. Pure: a table in, as TOML has it, a value or a ``ValueError`` out.
+
+description = "..."
+[link]                               # of every device that gives none of its own
+rate_bits_per_s = 1_000_000_000      # in each direction, at the same time
+latency_s = 0.000_1                  # before what is sent to this device is heard there
+[[devices]]                          # the first is the coordinator's own
+name = "pi4-0"
+slowdown = 10                        # times as slow as one core of this machine
+memory_bytes = 4_000_000_000         # may be left out: no limit
+link = { rate_bits_per_s = 50_000_000, latency_s = 0.000_1 }
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any
+
+from edgedi.runtime.speed import Speed
+
+MOST_DEVICES = 64
+_RATE = re.compile(r"(\d+(?:\.\d+)?)([kMG])")
+_UNITS = {"k": 1e3, "M": 1e6, "G": 1e9}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A device's cable: bits per second in each direction, and the seconds before what is sent to it is heard."""
+
+    rate_bits_per_s: float
+    latency_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require_number("rate_bits_per_s", self.rate_bits_per_s)
+        _require_number("latency_s", self.latency_s)
+        if not 0 < self.rate_bits_per_s < math.inf:
+            raise ValueError(f"rate_bits_per_s is {self.rate_bits_per_s:g}: give bits per second above 0")
+
+    @property
+    def bytes_per_s(self) -> float:
+        """The rate in bytes."""
+        return self.rate_bits_per_s / 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """An emulated device: one core, ``slowdown`` times as slow as this machine's."""
+
+    name: str
+    slowdown: float
+    link: Link
+    memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch(r"[\w.-]{1,40}", self.name):
+            raise ValueError(f"name is {self.name!r}: give 1 to 40 letters, digits, points, dashes and underscores")
+        _require_number("slowdown", self.slowdown)
+        _ = self.speed
+        memory = self.memory_bytes
+        if memory is not None and (type(memory) is not int or memory < 1):
+            raise ValueError(f"memory_bytes is {memory!r}: give a whole number from 1 up, or leave it out")
+
+    @property
+    def speed(self) -> Speed:
+        """As the device's own process emulates it."""
+        return Speed(slowdown=self.slowdown, latency_s=self.link.latency_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """A testbed. The first device is the coordinator's own."""
+
+    name: str
+    devices: tuple[Device, ...]
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.devices) <= MOST_DEVICES:
+            raise ValueError(f"there are {len(self.devices)} [[devices]]: give 1 to {MOST_DEVICES}")
+        twice = [name for name, count in Counter(device.name for device in self.devices).items() if count > 1]
+        if twice:
+            raise ValueError(f"two devices have the name {twice[0]!r}: give each its own")
+
+    @property
+    def least_slowdown(self) -> float:
+        """Of the fastest device: the one that engines are compared on."""
+        return min(device.slowdown for device in self.devices)
+
+    def with_rate(self, rate_bits_per_s: float) -> Spec:
+        """The same devices with links of this rate."""
+        devices = (
+            replace(device, link=replace(device.link, rate_bits_per_s=rate_bits_per_s)) for device in self.devices
+        )
+        return replace(self, devices=tuple(devices))
+
+    def __str__(self) -> str:
+        devices = ", ".join(
+            f"{count} x {slowdown:g} times as slow at {_rate_text(rate)}, {1000 * latency_s:g} ms"
+            for (slowdown, rate, latency_s), count in Counter(
+                (d.slowdown, d.link.rate_bits_per_s, d.link.latency_s) for d in self.devices
+            ).items()
+        )
+        return f"{self.name}: {devices}"
+
+
+def spec_of(values: Mapping[str, Any], *, name: str) -> Spec:
+    """The testbed that a table describes. ``ValueError`` names spec, place, what was given and what is accepted."""
+    try:
+        return _spec(values, name)
+    except ValueError as error:
+        raise ValueError(f"testbed {name}: {error}") from None
+
+
+def parse_rate(text: str) -> float:
+    """Bits per second of a text such as ``100M``. ``ValueError`` for another, and for a rate of zero."""
+    found = _RATE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r} is not a rate such as 1G, 100M or 50M (bits per second)")
+    rate = float(found[1]) * _UNITS[found[2]]
+    return Link(rate_bits_per_s=rate).rate_bits_per_s
+
+
+def _spec(values: Mapping[str, Any], name: str) -> Spec:
+    _require_keys(values, "the spec", needed=("devices",), optional=("description", "link"))
+    listed = values["devices"]
+    if not isinstance(listed, list):
+        raise ValueError("devices is no list: write [[devices]] above each one")
+    default = _link(values["link"], "[link]") if "link" in values else None
+    devices = tuple(_device(each, f"device {number}", default) for number, each in enumerate(listed, start=1))
+    return Spec(name=name, devices=devices, description=str(values.get("description", "")))
+
+
+def _device(values: Any, where: str, default: Link | None) -> Device:
+    _require_keys(values, where, needed=("name", "slowdown"), optional=("memory_bytes", "link"))
+    link = _link(values["link"], f"{where}, link") if "link" in values else default
+    if link is None:
+        raise ValueError(f"{where} has no link: give it one, or [link] for all")
+    try:
+        return Device(
+            name=values["name"], slowdown=values["slowdown"], link=link, memory_bytes=values.get("memory_bytes")
+        )
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _link(values: Any, where: str) -> Link:
+    _require_keys(values, where, needed=("rate_bits_per_s",), optional=("latency_s",))
+    try:
+        return Link(rate_bits_per_s=values["rate_bits_per_s"], latency_s=values.get("latency_s", 0.0))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _require_keys(values: Any, where: str, *, needed: tuple[str, ...], optional: tuple[str, ...]) -> None:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} is {values!r}: give a table with {', '.join(needed)}")
+    accepted = (*needed, *optional)
+    for key in values:
+        if key not in accepted:
+            near = get_close_matches(key, accepted, n=1)
+            meant = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"{where} has an unknown key {key!r}: {meant}accepted are {', '.join(accepted)}")
+    lacking = [key for key in needed if key not in values]
+    if lacking:
+        raise ValueError(f"{where} lacks {' and '.join(lacking)}")
+
+
+def _require_number(what: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{what} is {value!r}: give a number")
+
+
+def _rate_text(rate_bits_per_s: float) -> str:
+    unit = next((unit for unit in "GM" if rate_bits_per_s >= _UNITS[unit]), "k")
+    return f"{rate_bits_per_s / _UNITS[unit]:g} {unit}bit/s"

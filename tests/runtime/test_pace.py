@@ -1,0 +1,152 @@
+"""An emulated device's time, told by clocks that the test moves."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgedi.runtime.device import fingerprint
+from edgedi.runtime.emulation import Emulation, emulating, emulation_here
+from edgedi.runtime.pace import FullSpeed, Slowed, pace_of
+from edgedi.runtime.speed import Speed
+
+
+class World:
+    """Processor time and the wall clock of a machine that does nothing by itself."""
+
+    def __init__(self, speed: Speed) -> None:
+        self.now_s, self.used_s, self.slept_s = 100.0, 7.0, 0.0
+        self.pace = Slowed(speed, cpu=lambda: self.used_s, clock=lambda: self.now_s, sleep=self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.now_s += seconds
+        self.slept_s += seconds
+
+    def compute(self, seconds: float, *, preempted_s: float = 0.0) -> None:
+        self.used_s += seconds
+        self.now_s += seconds + preempted_s
+
+    def poll(self, *comes_after_s: float | None):
+        """What polling gives: ``None`` for nothing there, else it is waited for."""
+        answers = list(comes_after_s)
+
+        def poll(timeout_ms: int) -> list[str]:
+            after_s = answers.pop(0)
+            if after_s is None:
+                return []
+            assert timeout_ms > 0 or after_s == 0
+            self.now_s += after_s
+            return ["message"]
+
+        return poll
+
+
+def test_a_device_ten_times_as_slow_takes_ten_times_as_long():
+    world = World(Speed(slowdown=10))
+    world.compute(0.003)
+    world.pace.settle()
+    assert world.now_s == pytest.approx(100.03)
+    assert world.slept_s == pytest.approx(0.027)
+    assert world.pace.late_s == 0
+
+
+def test_time_for_which_the_machine_ran_others_is_made_up_for():
+    world = World(Speed(slowdown=10))
+    world.compute(0.001, preempted_s=0.005)
+    world.pace.settle()
+    assert world.now_s == pytest.approx(100.01)
+    world.compute(0.001, preempted_s=0.02)  # more than there is to wait: late by 11 ms
+    world.pace.settle()
+    assert world.now_s == pytest.approx(100.031)
+    assert world.pace.late_s == pytest.approx(0.011)
+    world.compute(0.002)
+    world.pace.settle()
+    assert world.now_s == pytest.approx(100.04)  # on its own time again
+
+
+def test_what_finds_a_device_at_rest_is_heard_a_latency_later():
+    world = World(Speed(slowdown=10, latency_s=0.001))
+    assert world.pace.wait(world.poll(None, 0.5), 1000) == ["message"]
+    assert world.now_s == pytest.approx(100.501)
+    world.compute(0.001)
+    world.pace.settle()
+    assert world.now_s == pytest.approx(100.511)  # rest is no work: it is not made up for
+
+
+def test_a_busy_device_hears_at_once_of_what_came_meanwhile():
+    world = World(Speed(slowdown=10, latency_s=0.001))
+    world.compute(0.002)
+    assert world.pace.wait(world.poll(0), 1000) == ["message"]
+    assert world.now_s == pytest.approx(100.02)
+
+
+def test_setting_up_is_not_slowed():
+    world = World(Speed(slowdown=10))
+    world.compute(5.0, preempted_s=20.0)
+    world.pace.forget()
+    world.pace.settle()
+    assert world.slept_s == 0
+    assert world.pace.late_s == 0
+
+
+def test_a_stopwatch_shows_processor_time_times_slowdown():
+    world = World(Speed(slowdown=15))
+    started_s = world.pace.stopwatch()
+    world.compute(0.01, preempted_s=3.0)
+    assert world.pace.stopwatch() - started_s == pytest.approx(0.15)
+
+
+@given(st.lists(st.tuples(st.floats(0, 0.01), st.floats(0, 0.05)), max_size=20), st.floats(1, 50))
+def test_a_device_is_never_early_and_late_only_by_what_others_took(work: list[tuple[float, float]], slowdown: float):
+    world = World(Speed(slowdown=slowdown))
+    owed_s = 0.0
+    for seconds, preempted_s in work:
+        world.compute(seconds, preempted_s=preempted_s)
+        world.pace.settle()
+        owed_s += slowdown * seconds
+        assert world.now_s >= 100 + owed_s - 1e-9
+        assert world.pace.late_s <= sum(p for _, p in work) + 1e-9
+    assert world.now_s <= 100 + owed_s + sum(p for _, p in work) + 1e-9
+
+
+def test_this_machine_itself_is_left_alone():
+    pace = pace_of(Speed())
+    assert isinstance(pace, FullSpeed)
+    polled: list[int] = []
+    assert pace.wait(lambda timeout_ms: polled.append(timeout_ms) or "ready", 250) == "ready"
+    assert polled == [250]
+    assert isinstance(pace_of(Speed(slowdown=2)), Slowed)
+    assert isinstance(pace_of(Speed(latency_s=0.001)), Slowed)
+
+
+@pytest.mark.parametrize("slowdown", [0.0, 0.5, -1.0, 1001.0, math.inf, math.nan])
+def test_a_slowdown_that_is_none_is_refused(slowdown: float):
+    with pytest.raises(ValueError, match=re.escape(f"slowdown is {slowdown:g}: accepted are 1")):
+        Speed(slowdown=slowdown)
+
+
+@pytest.mark.parametrize("latency_s", [-0.1, 11.0, math.nan])
+def test_a_latency_that_is_none_is_refused(latency_s: float):
+    with pytest.raises(ValueError, match=f"latency_s is {latency_s:g}: accepted are 0 to 10 seconds"):
+        Speed(latency_s=latency_s)
+
+
+def test_profiles_of_emulated_devices_are_kept_apart():
+    names = {fingerprint("cpu", 1, "torch", slowdown) for slowdown in (1.0, 10.0, 15.0)}
+    assert len(names) == 3
+    assert fingerprint("cpu", 1, "torch", 1.0) == fingerprint("cpu", 1, "torch")
+    assert fingerprint("cpu", 1, "torch", 10.0).endswith("-cpu-1t-torch-slowed10x")
+
+
+def test_an_emulation_lasts_as_long_as_its_block():
+    assert emulation_here() == Emulation()
+    with contextlib.suppress(KeyError), emulating(Emulation(speed=Speed(slowdown=3), proxy="127.0.0.1:9")):
+        assert emulation_here().speed.slowdown == 3
+        raise KeyError
+    assert emulation_here() == Emulation()
