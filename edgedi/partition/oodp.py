@@ -3,9 +3,8 @@
 EdgeDI publishes the idea (split one dimension of the maps, weighted by measured speed) and a greedy rule for the shares
 (``baselines.oodp_greedy``). The exact version here is ours: ``minimax`` for the shares of one segment, and dynamic
 programming over boundaries and axes (``search``, which states its limits). "Everything on the best device" is one of
-its paths, and workers may be idle in any segment, so every subset of the devices is looked at. Not quite alike: where
-maps are gathered (another axis, one worker, the way home) the estimate counts a message from idle workers too, so that
-a plan for fewer workers, made without the others, can be better by the price of such messages.
+its paths, and workers may be idle in any segment. As the estimate counts messages from idle workers where maps are
+gathered, plans made without some of the workers are candidates too (``fewer``).
 
 The estimate lets borders move between segments almost for nothing. Small maps feel that (7 rows on 5 workers), so the
 same programme also runs with every segment cut in the same proportions, and the finished plans, those of the other
@@ -22,6 +21,7 @@ from edgedi.partition.baselines import equal, ocbp, oodp_greedy, proportional, s
 from edgedi.partition.by_rows import merged
 from edgedi.partition.cost import CostModel
 from edgedi.partition.explain import explained
+from edgedi.partition.fewer import with_fewer
 from edgedi.partition.fitting import fastest, fits, fitted
 from edgedi.partition.geometry import scale
 from edgedi.partition.graph import LayerGraph
@@ -38,18 +38,30 @@ RIVALS = (single, equal, proportional, ocbp, oodp_greedy, deepthings, aofl, coed
 def oodp(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = MAX_DEPTH) -> Plan:
     """The plan with the least predicted time of all candidates that the module's docstring names."""
     model = CostModel(graph, cluster)
-    segments, _ = search(model, max_depth=max_depth)
-    found = [aligned(model, settled(model, _plan(model, segments)))]
-    if cluster.num_workers > 1:
-        for weights in _proportions(model, segments):
-            same, _ = search(model, max_depth=max_depth, weights=weights)
-            found.append(settled(model, _plan(model, same)))
+    found = _searched(model, max_depth)
+    quickest = min(found, key=lambda plan: plan.predicted_s)
+    found.append(with_fewer(model, quickest, lambda graph, fewer: _best(CostModel(graph, fewer), max_depth)))
     found += [planner(graph, cluster, model=model) for planner in RIVALS]
     quickest = min(found, key=lambda plan: plan.predicted_s)
     if fits(graph, cluster, quickest):
         return explained(model, replace(quickest, planner="oodp"))
     chosen = fastest(model, [*found, *fitted(model, quickest)])
     return explained(model, replace(chosen, planner="oodp"), faster=quickest)
+
+
+def _searched(model: CostModel, max_depth: int) -> list[Plan]:
+    """What the search finds with shares chosen segment by segment, and in equal proportions for all."""
+    segments, _ = search(model, max_depth=max_depth)
+    found = [aligned(model, settled(model, _plan(model, segments)))]
+    if model.cluster.num_workers > 1:
+        for weights in _proportions(model, segments):
+            same, _ = search(model, max_depth=max_depth, weights=weights)
+            found.append(settled(model, _plan(model, same)))
+    return found
+
+
+def _best(model: CostModel, max_depth: int) -> Plan:
+    return min(_searched(model, max_depth), key=lambda plan: plan.predicted_s)
 
 
 def _proportions(model: CostModel, segments: Sequence[Segment]) -> list[Weights]:
