@@ -36,7 +36,7 @@ def with_fewer(model: CostModel, plan: Plan, search: Search) -> Plan:
 
 def of_some(model: CostModel, workers: Sequence[int], search: Search) -> Plan:
     """What ``search`` finds for ``workers`` alone, as a plan of the whole cluster in which the others own nothing."""
-    found = search(model.graph, subcluster(model.cluster, workers))
+    found = search(model.graph, model.cluster.subset(workers))
     segments = tuple(_widened(segment, workers, model.cluster.num_workers) for segment in found.segments)
     return settled(model, replace(found, num_workers=model.cluster.num_workers, segments=segments))
 
@@ -58,18 +58,6 @@ def _two_subsets(model: CostModel, plan: Plan) -> Iterator[tuple[int, ...]]:
     for chosen in (active, sorted(rest)):
         if 2 <= len(chosen) < len(model.workers):  # one alone is a candidate of every search
             yield tuple(chosen)
-
-
-def subcluster(cluster: ClusterProfile, workers: Sequence[int]) -> ClusterProfile:
-    """The cluster of these workers alone, numbered anew in their order."""
-    number = {worker: index for index, worker in enumerate(workers)} | {HOME: HOME}
-    links = {
-        (number[source], number[target]): link
-        for (source, target), link in cluster.links.items()
-        if source in number and target in number
-    }
-    devices = tuple(cluster.devices[worker] for worker in workers)
-    return replace(cluster, devices=devices, links=links)
 
 
 def _widened(segment: Segment, workers: Sequence[int], num_workers: int) -> Segment:

@@ -35,18 +35,48 @@ RIVALS = (single, equal, proportional, ocbp, oodp_greedy, deepthings, aofl, coed
 """The planners whose plans are candidates as well."""
 
 
+MOST_CONTENDERS = 3
+NEARLY = 1.25
+"""Plans predicted to take up to so many times the least may well be faster: predictions are not better than that."""
+OTHERWISE = 0.8
+"""A plan of at most so many times another's segments, or the other way round, is another kind of plan."""
+
+
 def oodp(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = MAX_DEPTH) -> Plan:
     """The plan with the least predicted time of all candidates that the module's docstring names."""
+    return contenders(graph, cluster, max_depth=max_depth)[0]
+
+
+def contenders(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = MAX_DEPTH) -> tuple[Plan, ...]:
+    """The plan with the least predicted time, and those of other kinds that are predicted to be nearly as fast.
+
+    For whoever can try them: which of them is the fastest hangs on what no profile says.
+    """
     model = CostModel(graph, cluster)
+    found = _candidates(model, max_depth)
+    quickest = min(found, key=lambda plan: plan.predicted_s)
+    if not fits(graph, cluster, quickest):
+        chosen = fastest(model, [*found, *fitted(model, quickest)])
+        return (explained(model, replace(chosen, planner="oodp"), faster=quickest),)
+    chosen_ones: list[Plan] = []
+    for each in sorted(found, key=lambda plan: plan.predicted_s):
+        near = each.predicted_s <= NEARLY * quickest.predicted_s and len(chosen_ones) < MOST_CONTENDERS
+        if near and all(_differs(each, other) for other in chosen_ones) and fits(graph, cluster, each):
+            chosen_ones.append(each)
+    return tuple(explained(model, replace(each, planner="oodp")) for each in chosen_ones)
+
+
+def _differs(one: Plan, other: Plan) -> bool:
+    """Whether two plans split along other axes, or a fifth of the segments more or less."""
+    fewer, more = sorted((len(one.segments), len(other.segments)))
+    return fewer <= OTHERWISE * more or {s.axis for s in one.segments} != {s.axis for s in other.segments}
+
+
+def _candidates(model: CostModel, max_depth: int) -> list[Plan]:
     found = _searched(model, max_depth)
     quickest = min(found, key=lambda plan: plan.predicted_s)
     found.append(with_fewer(model, quickest, lambda graph, fewer: _best(CostModel(graph, fewer), max_depth)))
-    found += [planner(graph, cluster, model=model) for planner in RIVALS]
-    quickest = min(found, key=lambda plan: plan.predicted_s)
-    if fits(graph, cluster, quickest):
-        return explained(model, replace(quickest, planner="oodp"))
-    chosen = fastest(model, [*found, *fitted(model, quickest)])
-    return explained(model, replace(chosen, planner="oodp"), faster=quickest)
+    return found + [planner(model.graph, model.cluster, model=model) for planner in RIVALS]
 
 
 def _searched(model: CostModel, max_depth: int) -> list[Plan]:

@@ -1,9 +1,8 @@
-"""Programs that do little but exchange: how links are measured.
+"""Programs that do nothing but exchange: how links are measured.
 
 Two participants hand each other row after row of a tensor, one at a time, through everything that a halo of a real plan
-passes: the executor, the messages, the transport, the peer's waiting. Before each send the sender computes on a map
-that is larger than its nearest caches, as a network does: code and data that lie cold cost twice what they cost warm.
-What is left when those computations are taken off is the price of the trips.
+passes: the executor, the messages, the transport, the peer's waiting. What two programs of different length differ by
+is the price of their trips and nothing else.
 """
 
 from __future__ import annotations
@@ -19,8 +18,13 @@ from edgedi.partition.program import Instruction, Piece, Program, ProgramSet, Re
 
 _WIDTH = 16
 _ELEMENT_BYTES = 4
-_MAP_SHAPE = (1, 64, 64, 128)
-"""2 MB, and as much again for what is computed from it."""
+
+
+COLD = 2.0
+"""In a network code and data of an exchange lie cold in the caches, here warm. With a computation on 4 MB before each
+send a trip took two to three times as long; but that must be subtracted again, and what is left is mostly noise."""
+
+_X, _Y = Piece("x"), Piece("y")
 
 
 def probe_programs(row_bytes: int, num_trips: int, *, home: bool = False) -> ProgramSet:
@@ -33,63 +37,28 @@ def probe_programs(row_bytes: int, num_trips: int, *, home: bool = False) -> Pro
         raise ValueError(f"row_bytes is {row_bytes}; give a positive multiple of {_WIDTH * _ELEMENT_BYTES}")
     rows = [Piece("x", 2, Interval(row, row + 1)) for row in range(num_trips)]
     one, other = (HOME, 0) if home else (0, 1)
-    there, back = _there(rows, other), _back(rows, one)
+    there: tuple[Instruction, ...] = tuple(
+        chain.from_iterable((Send(row, _X, other), Recv(row, other)) for row in rows)
+    )
+    back: tuple[Instruction, ...] = tuple(chain.from_iterable((Recv(row, one), Send(row, row, one)) for row in rows))
+    get, answer, give = Recv(_X, HOME), (Run(_Y, (_X,)), Send(_Y, _Y, HOME)), Send(_X, _X, 0)
+    steps: dict[int, tuple[Instruction, ...]]
     if home:
-        made = {0: (*_GET, *back, *_ANSWER), 1: (), HOME: (_give(_X, 0), _give(MAP, 0), *there, Recv(_Y, 0))}
+        steps = {0: (get, *back, *answer), 1: (), HOME: (give, *there, Recv(_Y, 0))}
     else:
-        give = (_give(_X, 0), _give(MAP, 0), _give(_X, 1), _give(MAP, 1))
-        made = {0: (*_GET, *there, *_ANSWER), 1: (*_GET, *back), HOME: (*give, Recv(_Y, 0))}
-    programs = {number: Program(participant=number, instructions=steps) for number, steps in made.items()}
-    return ProgramSet(graph=_graph(channels, num_trips), programs=programs)
-
-
-def computation() -> ProgramSet:
-    """What a participant computes between two trips, once, on worker 0: to be measured by itself."""
-    steps = {0: (Recv(MAP, HOME), Run(_computed(0, 0), (MAP,))), HOME: (_give(MAP, 0),)}
+        steps = {0: (get, *there, *answer), 1: back, HOME: (give, Recv(_Y, 0))}
     programs = {number: Program(participant=number, instructions=given) for number, given in steps.items()}
-    return ProgramSet(graph=_graph(1, 1), programs=programs)
-
-
-_X, _Y, MAP = Piece("x"), Piece("y"), Piece("map")
-_GET = (Recv(_X, HOME), Recv(MAP, HOME))
-_ANSWER = (Run(_Y, (_X,)), Send(_Y, _Y, HOME))
-
-
-def _give(piece: Piece, worker: int) -> Send:
-    return Send(piece, piece, worker)
-
-
-def _computed(side: int, row: int) -> Piece:
-    return Piece(f"map{side}_{row}")
-
-
-def _there(rows: Sequence[Piece], other: int) -> tuple[Instruction, ...]:
-    """Compute, send a row, wait for it to come back."""
-    steps = ((Run(_computed(0, n), (MAP,)), Send(row, _X, other), Recv(row, other)) for n, row in enumerate(rows))
-    return tuple(chain.from_iterable(steps))
-
-
-def _back(rows: Sequence[Piece], one: int) -> tuple[Instruction, ...]:
-    """Wait for a row, compute, send it back."""
-    steps = ((Recv(row, one), Run(_computed(1, n), (MAP,)), Send(row, row, one)) for n, row in enumerate(rows))
-    return tuple(chain.from_iterable(steps))
-
-
-def _graph(channels: int, num_trips: int) -> LayerGraph:
-    inputs = {"x": TensorSpec((1, channels, num_trips, _WIDTH)), "map": TensorSpec(_MAP_SHAPE)}
-    maps = (
-        Layer(
-            name=f"map{side}_{row}", op="unary", inputs=("map",), spec=inputs["map"],
-            attributes={"function": "relu", "arguments": ()},
-        )
-        for row in range(num_trips)
-        for side in (0, 1)
-    )  # fmt: skip
-    answer = Layer(
+    first = Layer(
         name="y", op="slice", inputs=("x",), spec=TensorSpec((1, channels, 1, _WIDTH)),
         attributes={"dim": 2, "start": 0, "step": 1},
     )  # fmt: skip
-    return LayerGraph(inputs=inputs, layers=(*maps, answer), outputs=("y",))
+    graph = LayerGraph(inputs={"x": TensorSpec((1, channels, num_trips, _WIDTH))}, layers=(first,), outputs=("y",))
+    return ProgramSet(graph=graph, programs=programs)
+
+
+MOST_BYTES_PER_S = 2e10
+LEAST_S = 1e-5
+"""No message is cheaper than this, whatever noise says."""
 
 
 def link_of_trips(one_way_s: Mapping[int, float]) -> LinkProfile:
@@ -99,8 +68,8 @@ def link_of_trips(one_way_s: Mapping[int, float]) -> LinkProfile:
     is not bytes is taken for processor time, which counts for each message, the rest for latency, which does not.
     """
     (small, small_s), (large, large_s) = sorted(one_way_s.items())
-    per_byte_s = max((large_s - small_s) / (large - small), 1e-12)
-    fixed_s = max(small_s - per_byte_s * small, 1e-7)
+    per_byte_s = max((large_s - small_s) / (large - small), 1 / MOST_BYTES_PER_S)
+    fixed_s = COLD * max(small_s - per_byte_s * small, LEAST_S)
     return LinkProfile(latency_s=fixed_s / 2, bytes_per_s=1 / per_byte_s, message_cpu_s=fixed_s / 4)
 
 

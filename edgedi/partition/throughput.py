@@ -28,10 +28,11 @@ from edgedi.errors import PlanError
 from edgedi.partition.baselines import single
 from edgedi.partition.by_rows import merged
 from edgedi.partition.cost import CostModel
-from edgedi.partition.fitting import limits_of, memories
+from edgedi.partition.fitting import limits_of, memories, require_fit
 from edgedi.partition.geometry import Interval
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.load import load_of
+from edgedi.partition.oodp import contenders
 from edgedi.partition.pipelines import Pipeline, Pipelines, Stage, Team, neighbours, singles
 from edgedi.partition.placement import Placement, Replica
 from edgedi.partition.plan import Plan, Segment
@@ -66,7 +67,7 @@ def place(
     several = objective == "throughput" and cluster.num_workers > 1
     candidates = divided(graph, cluster, planner) if several else []
     try:
-        candidates.append(_together(graph, cluster, planner))
+        candidates.append(together(graph, cluster, make_plan(graph, cluster, planner)))
     except PlanError:
         if not candidates:
             raise
@@ -166,8 +167,18 @@ def _side_by_side(made: Sequence[_Priced]) -> Placement:
     return Placement(replicas=tuple(replace(p.replica, rate_per_s=p.replica.rate_per_s / share) for p in made))
 
 
-def _together(graph: LayerGraph, cluster: ClusterProfile, planner: str) -> Placement:
-    plan = make_plan(graph, cluster, planner)
+def place_to_try(graph: LayerGraph, cluster: ClusterProfile) -> tuple[Placement, ...]:
+    """For latency, placements of which only a trial tells the fastest, the best predicted first; see ``contenders``.
+
+    ``PlanError`` names a worker that lacks memory where nothing fits.
+    """
+    plans = contenders(graph, cluster)
+    require_fit(graph, cluster, plans[0])
+    return tuple(together(graph, cluster, plan) for plan in plans)
+
+
+def together(graph: LayerGraph, cluster: ClusterProfile, plan: Plan) -> Placement:
+    """The placement of one replica on all workers."""
     return _side_by_side([_priced(CostModel(graph, cluster), tuple(range(cluster.num_workers)), plan)])
 
 

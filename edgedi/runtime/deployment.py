@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +21,7 @@ from edgedi.partition.probe import links_along
 from edgedi.partition.profile import ClusterProfile, DeviceProfile, LinkProfile
 from edgedi.partition.program import ProgramSet
 from edgedi.partition.simulate import simulate
-from edgedi.partition.throughput import place
+from edgedi.partition.throughput import place, place_to_try
 from edgedi.runtime import halo_links
 from edgedi.runtime.coordinator import Coordinator
 from edgedi.runtime.executor import LoadedProgram
@@ -31,6 +33,7 @@ from edgedi.runtime.local_share import LocalShare
 from edgedi.runtime.messages import Deploy, Hello, Welcome
 from edgedi.runtime.profiler import deploy_message, device_profiles, install
 from edgedi.runtime.reference import weights_of
+from edgedi.runtime.trial import may_be_tried, noise_inputs, quickest, request_seconds
 from edgedi.runtime.version import software_version
 from edgedi.runtime.weights import weight_digest
 from edgedi.runtime.wire import WIRE_VERSION
@@ -81,7 +84,10 @@ class Deployer:
         say: Callable[[str], None],
         share: LocalShare | None = None,
         objective: str = "latency",
+        numbers: Iterator[int] | None = None,
     ) -> None:
+        """``numbers`` are those of the session's requests: what is tried out here takes some of them."""
+        self._numbers = itertools.count() if numbers is None else numbers
         self._share = share
         self._coordinator, self._addresses, self._session = coordinator, addresses, session
         self._planner, self._objective, self._given, self._say = planner, objective, profile, say
@@ -122,8 +128,34 @@ class Deployer:
     def deploy(self, capture: Capture, alive: Sequence[int], *, verified: bool) -> tuple[Deployment, ...]:
         """Place ``capture`` on the workers ``alive`` (link numbers) and install it there: a deployment per replica."""
         with self._making:
-            cluster, placement = self._place(capture, alive)
-            return self._install(capture, alive, cluster, placement, verified=verified)
+            if not self._tries_out(capture, alive):
+                cluster, placement = self._place(capture, alive)
+                return self._install(capture, alive, cluster, placement, verified=verified)
+            cluster = self._cluster_now(capture, alive)
+            self._say("planning")
+            to_try = place_to_try(capture.graph, cluster)
+            return self._fastest([self._install(capture, alive, cluster, p, verified=verified) for p in to_try])
+
+    def _tries_out(self, capture: Capture, alive: Sequence[int]) -> bool:
+        """Whether several plans are worth a trial: not where a profile is given, which is to be believed."""
+        chosen_here = self._planner == "oodp" and self._objective == "latency" and self._given is None
+        return chosen_here and len(alive) > 1 and may_be_tried(capture.graph)
+
+    def _fastest(self, made: Sequence[tuple[Deployment, ...]]) -> tuple[Deployment, ...]:
+        """The fastest of several deployments of one replica each; the others are taken back."""
+        if len(made) == 1:
+            return made[0]
+        self._say(f"trying out {len(made)} plans")
+        inputs = noise_inputs(made[0][0].capture.graph)
+
+        def seconds(one: Deployment) -> float:
+            number = next(self._numbers)
+            return request_seconds(self._coordinator, self._session, one.epoch, number, one.home, inputs, one.links)
+
+        best = quickest([partial(seconds, one) for (one,) in made])
+        for (one,) in [*made[:best], *made[best + 1 :]]:
+            self._coordinator.retire(self._session, one.epoch, one.links)
+        return made[best]
 
     def redeploy(
         self, capture: Capture, links: Sequence[int], known: Sequence[Deployment], *, verified: bool
@@ -141,11 +173,16 @@ class Deployer:
             return self._install(capture, links, cluster, placement, verified=verified)
 
     def _place(self, capture: Capture, alive: Sequence[int]) -> tuple[ClusterProfile, Placement]:
+        cluster = self._cluster_now(capture, alive)
+        self._say("planning")
+        return cluster, place(capture.graph, cluster, planner=self._planner, objective=self._objective)
+
+    def _cluster_now(self, capture: Capture, alive: Sequence[int]) -> ClusterProfile:
+        """The workers as they were measured, each as much slower as it has been found to be since."""
         cluster = self._cluster(capture, alive)
         if any(link in self.slowdowns for link in alive):
             cluster = cluster.with_speeds([1 / self.slowdowns.get(link, 1.0) for link in alive])
-        self._say("planning")
-        return cluster, place(capture.graph, cluster, planner=self._planner, objective=self._objective)
+        return cluster
 
     def _install(
         self, capture: Capture, alive: Sequence[int], cluster: ClusterProfile, placement: Placement, *, verified: bool

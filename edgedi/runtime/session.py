@@ -8,6 +8,7 @@ again. A request that loses its worker is answered by the model itself, here, wh
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import secrets
 import threading
@@ -126,7 +127,7 @@ class Session:
         self._counting = threading.Lock()  # over numbers, for a moment
         self._dealers: OrderedDict[Any, Dealer] = OrderedDict()
         self._captures: OrderedDict[Any, Capture] = OrderedDict()
-        self._next_request = 0
+        self._numbers = itertools.count()
         self._last: Dealer | None = None
         self._last_inputs: tuple[Any, ...] = ()
         self._too_small: set[tuple[Any, tuple[int, ...]]] = set()
@@ -137,7 +138,7 @@ class Session:
         self._helpers = ThreadPoolExecutor(1, thread_name_prefix="edgedi-verify")
         self._coordinator = Coordinator(self._addresses, keypair, share=share)
         self._deployer = Deployer(
-            self._coordinator, self._addresses, self._name, planner, profile, say, share, objective
+            self._coordinator, self._addresses, self._name, planner, profile, say, share, objective, self._numbers
         )
         plans = SessionPlans(self._in_use, self._try_out, self._exchange, self._free)
         unverified = verify == "never"
@@ -433,8 +434,7 @@ class Session:
             self._helpers.submit(self._answer_locally, ticket)
             return
         tensors = {name: in_wire_order(tensor) for name, tensor in deployment.capture.flatten(ticket.inputs).items()}
-        with self._counting:
-            number, self._next_request = self._next_request, self._next_request + 1
+        number = next(self._numbers)
         recording = ticket.recording
         run = new_run(deployment.home, tensors) if recording is None else recording.run(deployment, number, tensors)
         now_s = time.monotonic()

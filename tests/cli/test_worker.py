@@ -59,8 +59,8 @@ def test_help_names_every_option() -> None:
     assert result.returncode == 0
     named = set(re.findall(r"--[a-z-]+", result.stdout))
     assert named == {
-        "--help", "--port", "--host", "--threads", "--cores", "--name", "--device", "--memory-limit", "--key",
-        "--authorized-keys", "--insecure-no-auth", "--log-level", "--version",
+        "--help", "--port", "--host", "--threads", "--cores", "--name", "--device", "--engine", "--memory-limit",
+        "--key", "--authorized-keys", "--insecure-no-auth", "--log-level", "--version",
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from edgedi.partition.cost import CostModel
-from edgedi.partition.fewer import of_some, subcluster
+from edgedi.partition.fewer import of_some
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.lowering import lower
 from edgedi.partition.oodp import oodp
@@ -28,7 +28,7 @@ def subsets(cluster: ClusterProfile) -> list[tuple[int, ...]]:
 def test_no_subset_of_the_workers_is_predicted_to_be_faster(graph: LayerGraph, cluster: ClusterProfile) -> None:
     found = oodp(graph, cluster).predicted_s
     for chosen in subsets(cluster):
-        alone = oodp(graph, subcluster(cluster, chosen)).predicted_s
+        alone = oodp(graph, cluster.subset(chosen)).predicted_s
         assert found <= alone * (1 + 1e-9), chosen
 
 
@@ -40,7 +40,7 @@ def test_one_convolution_on_four_equal_devices() -> None:
         for flops_per_s in (1e8, 1e9, 1e10):
             cluster = ClusterProfile.uniform(4, latency_s=latency_s, flops_per_s=flops_per_s)
             found = oodp(graph, cluster).predicted_s
-            assert found <= min(oodp(graph, subcluster(cluster, c)).predicted_s for c in subsets(cluster)) * (1 + 1e-9)
+            assert found <= min(oodp(graph, cluster.subset(c)).predicted_s for c in subsets(cluster)) * (1 + 1e-9)
 
 
 def test_a_worker_behind_a_slow_link_is_left_out() -> None:
@@ -68,7 +68,7 @@ def test_links_keep_their_ends() -> None:
     cluster = ClusterProfile(
         devices=ClusterProfile.uniform(3).devices, links={(0, 2): fast, (1, 2): slow, (HOME, 2): slow, (2, 0): fast}
     )
-    part = subcluster(cluster, (0, 2))
+    part = cluster.subset((0, 2))
     assert dict(part.links) == {(0, 1): fast, (HOME, 1): slow, (1, 0): fast}
     assert part.num_workers == 2
 
@@ -78,4 +78,4 @@ def test_links_keep_their_ends() -> None:
 def test_device_order_is_kept(data: st.DataObject) -> None:
     cluster = data.draw(clusters(max_workers=3))
     for chosen in subsets(cluster):
-        assert subcluster(cluster, chosen).devices == tuple(cluster.devices[k] for k in chosen)
+        assert cluster.subset(chosen).devices == tuple(cluster.devices[k] for k in chosen)

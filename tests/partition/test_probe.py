@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgedi.partition.plan import HOME
-from edgedi.partition.probe import computation, link_of_trips, links_along, probe_programs
+from edgedi.partition.probe import COLD, link_of_trips, links_along, probe_programs
 from edgedi.partition.profile import LinkProfile
-from edgedi.partition.program import Recv, Run, Send
+from edgedi.partition.program import Recv, Send
 from edgedi.partition.simulate import simulate
 from edgedi.runtime.executor import LoadedProgram, ProgramRun
 
@@ -24,20 +24,18 @@ def test_the_programs_finish_and_send_what_they_say(num_trips: int, row_bytes: i
     one, other = (HOME, 0) if home else (0, 1)
     seen = simulate(probe_programs(row_bytes, num_trips, home=home))
     around = simulate(probe_programs(row_bytes, 1, home=home)) if home else None
-    assert seen.messages_per_link[one, other] - 2 * home == num_trips  # the coordinator gives two tensors first
+    assert seen.messages_per_link[one, other] - home == num_trips  # the coordinator gives the tensor first
     assert seen.messages_per_link[other, one] - home == num_trips  # and gets an answer
     assert seen.bytes_per_link[other, one] - home * row_bytes == num_trips * row_bytes
     assert around is None or around.messages_per_link[other, one] == 2
 
 
 @pytest.mark.parametrize("home", [False, True])
-def test_rows_go_there_and_back_one_at_a_time_with_a_computation_before_each(home: bool) -> None:
+def test_rows_go_there_and_back_one_at_a_time(home: bool) -> None:
     programs = probe_programs(4096, 2, home=home).programs
     there, back = (programs[HOME], programs[0]) if home else (programs[0], programs[1])
-    trip = [type(i) for i in there.instructions if "x@" in str(i) or isinstance(i, Run)]
-    assert trip[:6] == [Run, Send, Recv, Run, Send, Recv]
-    answer = [type(i) for i in back.instructions if "x@" in str(i) or isinstance(i, Run)]
-    assert answer[:6] == [Recv, Run, Send, Recv, Run, Send]
+    assert [type(i) for i in there.instructions if "x@" in str(i)] == [Send, Recv, Send, Recv]
+    assert [type(i) for i in back.instructions if "x@" in str(i)] == [Recv, Send, Recv, Send]
 
 
 @pytest.mark.parametrize("home", [False, True])
@@ -56,25 +54,19 @@ def test_they_run(home: bool) -> None:
     assert torch.equal(runs[HOME].output("y"), inputs["x"][:, :, :1])
 
 
-def test_the_computation_alone_is_one_of_those_of_the_trips() -> None:
-    alone = computation()
-    (run,) = (i for i in alone.programs[0].instructions if isinstance(i, Run))
-    assert run in probe_programs(4096, 1).programs[0].instructions
-    assert alone.graph.by_name[run.piece.tensor].spec.num_bytes == 2 << 20
-
-
 @pytest.mark.parametrize("row_bytes", [0, -64, 100])
 def test_a_row_of_no_such_size(row_bytes: int) -> None:
     with pytest.raises(ValueError, match=f"row_bytes is {row_bytes}; give a positive multiple of 64"):
         probe_programs(row_bytes, 1)
 
 
-@given(fixed_s=st.floats(1e-6, 1e-2), bytes_per_s=st.floats(1e5, 1e10))
+@given(fixed_s=st.floats(2e-5, 1e-2), bytes_per_s=st.floats(1e5, 1e10))
 def test_a_link_gives_back_what_its_trips_took(fixed_s: float, bytes_per_s: float) -> None:
     trips = {size: fixed_s + size / bytes_per_s for size in (4096, 262_144)}
     link = link_of_trips(trips)
     for size, seconds in trips.items():
-        assert link.latency_s + 2 * link.message_cpu_s + size / link.bytes_per_s == pytest.approx(seconds, rel=1e-6)
+        warm_s = (link.latency_s + 2 * link.message_cpu_s) / COLD + size / link.bytes_per_s
+        assert warm_s == pytest.approx(seconds, rel=1e-6)
 
 
 @given(st.floats(0, 1e-2), st.floats(0, 1e-2))

@@ -99,7 +99,8 @@ def test_halos_over_encrypted_tcp(keyed: Keyed, monkeypatch: pytest.MonkeyPatch)
         deployer: deployment_module.Deployer, alive: list[int], me: int
     ) -> tuple[dict[str, object], ...]:
         found = [{**peer, "halo_address": None} for peer in peers(deployer, alive, me)]
-        assert [peer["public_key"] for peer in found] == [keyed.keypairs[1 - me].public]
+        others = [link for link in alive if link != alive[me]]
+        assert [peer["public_key"] for peer in found] == [keyed.keypairs[link].public for link in others]
         return tuple(found)
 
     monkeypatch.setattr(deployment_module.Deployer, "_peers", on_other_machines)

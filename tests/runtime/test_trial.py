@@ -1,0 +1,124 @@
+"""Plans that are predicted alike are tried out, and the fastest stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from edgedi import distribute
+from edgedi.partition.graph import Layer, LayerGraph, TensorSpec
+from edgedi.partition.oodp import MOST_CONTENDERS, NEARLY, contenders, oodp
+from edgedi.partition.profile import ClusterProfile
+from edgedi.runtime import deployment as deployment_module
+from edgedi.runtime.local_workers import LocalWorkers
+from edgedi.runtime.trial import ENOUGH_S, ROUNDS, may_be_tried, quickest
+from edgedi.runtime.verify import relative_difference
+from tests.partition.graphs import resnet50, vgg16
+from tests.runtime.networks import image, small
+
+FLOATS, NUMBERS = TensorSpec((1, 3, 4, 4)), TensorSpec((1, 4), "int64")
+
+
+def runs(*seconds: list[float]) -> tuple[list[Callable[[], float]], list[int]]:
+    """Functions that tell these seconds in turn, and who was called."""
+    called: list[int] = []
+
+    def one(index: int) -> Callable[[], float]:
+        told = iter(seconds[index])
+
+        def run() -> float:
+            called.append(index)
+            return next(told)
+
+        return run
+
+    return [one(index) for index in range(len(seconds))], called
+
+
+def still() -> float:
+    return 0.0
+
+
+def test_the_one_with_the_least_median_wins_whatever_the_first_round_took() -> None:
+    made, called = runs([0.1, *[3.0] * ROUNDS], [9.0, *[2.0] * (ROUNDS - 1), 50.0], [1.0, *[4.0] * ROUNDS])
+    assert quickest(made, still) == 1
+    assert called == [0, 1, 2] * (ROUNDS + 1)
+
+
+def test_slow_ones_get_few_rounds() -> None:
+    readings = iter([0.0, *(k * ENOUGH_S for k in range(1, 9))])
+    made, called = runs([1.0] * 9, [2.0] * 9)
+    assert quickest(made, lambda: next(readings) * 1.01) == 0
+    assert called == [0, 1] * 2
+
+
+def graph(spec: TensorSpec, op: str = "unary") -> LayerGraph:
+    layer = Layer(name="y", op=op, inputs=("x",), spec=spec, attributes={"function": "relu", "arguments": ()})
+    return LayerGraph(inputs={"x": spec}, layers=(layer,), outputs=("y",))
+
+
+def test_noise_is_no_input_for_numbers_or_for_the_users_own_code() -> None:
+    assert may_be_tried(graph(FLOATS))
+    assert not may_be_tried(graph(NUMBERS))
+    assert not may_be_tried(graph(FLOATS, "opaque"))
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+@pytest.mark.parametrize("make", [vgg16, resnet50])
+def test_contenders_are_few_near_and_of_different_kinds(make: Callable[[int], LayerGraph], num_workers: int) -> None:
+    network, cluster = make(64), ClusterProfile.uniform(num_workers)
+    found = contenders(network, cluster)
+    assert 1 <= len(found) <= MOST_CONTENDERS
+    assert found[0] == oodp(network, cluster)
+    assert found[0].predicted_s == min(plan.predicted_s for plan in found)
+    assert all(plan.predicted_s <= NEARLY * found[0].predicted_s for plan in found)
+    assert len({plan.digest for plan in found}) == len(found)
+    assert {plan.planner for plan in found} == {"oodp"}
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[LocalWorkers]:
+    started = LocalWorkers(2)
+    yield started
+    started.stop()
+
+
+@pytest.mark.parametrize("winner", [0, 1])
+def test_a_session_keeps_the_plan_that_was_fastest(
+    workers: LocalWorkers, monkeypatch: pytest.MonkeyPatch, winner: int
+) -> None:
+    """Two plans are installed, each answers once, the winner stays and the other's memory is free again."""
+    tried: list[int] = []
+
+    def choose(made: list[Callable[[], float]], *_: object) -> int:
+        for index, run in enumerate(made):
+            assert run() > 0
+            tried.append(index)
+        return winner
+
+    def two_plans(network: LayerGraph, cluster: ClusterProfile) -> tuple[object, ...]:
+        return tuple(deployment_module.place(network, cluster, planner=planner) for planner in ("equal", "single"))
+
+    monkeypatch.setattr(deployment_module, "quickest", choose)
+    monkeypatch.setattr(deployment_module, "place_to_try", two_plans)
+    model, x = small(), image(height=64, width=64)
+    with distribute(model, x, workers.addresses) as session:
+        with torch.inference_mode():
+            own = model(x)
+        assert relative_difference(session(x), own) <= 2e-5
+        assert session.plan.planner == ("equal", "single")[winner]
+        assert session.statistics().local_answers == 0
+        assert session.statistics().requests == 1
+        for _ in range(3):
+            assert relative_difference(session(x), own) <= 2e-5
+    assert tried == [0, 1]
+
+
+def test_with_a_profile_the_prediction_is_believed(workers: LocalWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployment_module, "quickest", lambda *_: pytest.fail("nothing is to be tried out"))
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), image()
+    with distribute(model, x, workers.addresses, profile=ClusterProfile.uniform(2)) as session:
+        assert relative_difference(session(x), model(x)) <= 2e-5
