@@ -38,6 +38,8 @@ RIVALS = (single, equal, proportional, ocbp, oodp_greedy, deepthings, aofl, coed
 MOST_CONTENDERS = 3
 NEARLY = 1.25
 """Plans predicted to take up to so many times the least may well be faster: predictions are not better than that."""
+AT_WORST = 1.6
+"""One device alone is tried up to here: a plan must not lose to it, however wrong the prediction."""
 OTHERWISE = 0.8
 """A plan of at most so many times another's segments, or the other way round, is another kind of plan."""
 
@@ -48,7 +50,8 @@ def oodp(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = MAX_DEP
 
 
 def contenders(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = MAX_DEPTH) -> tuple[Plan, ...]:
-    """The plan with the least predicted time, and those of other kinds that are predicted to be nearly as fast.
+    """The plan with the least predicted time, those of other kinds that are predicted to be nearly as fast, and one
+    device alone.
 
     For whoever can try them: which of them is the fastest hangs on what no profile says.
     """
@@ -63,6 +66,10 @@ def contenders(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = M
         near = each.predicted_s <= NEARLY * quickest.predicted_s and len(chosen_ones) < MOST_CONTENDERS
         if near and all(_differs(each, other) for other in chosen_ones) and fits(graph, cluster, each):
             chosen_ones.append(each)
+    alone = single(graph, cluster, model=model)
+    missing = all(each.digest != alone.digest for each in chosen_ones)
+    if missing and alone.predicted_s <= AT_WORST * quickest.predicted_s and fits(graph, cluster, alone):
+        chosen_ones.append(alone)
     return tuple(explained(model, replace(each, planner="oodp")) for each in chosen_ones)
 
 

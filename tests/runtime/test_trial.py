@@ -10,9 +10,11 @@ from torch import nn
 
 from edgedi import distribute
 from edgedi.partition.graph import Layer, LayerGraph, TensorSpec
-from edgedi.partition.oodp import MOST_CONTENDERS, NEARLY, contenders, oodp
+from edgedi.partition.oodp import AT_WORST, MOST_CONTENDERS, NEARLY, contenders, oodp
+from edgedi.partition.planners import plan
 from edgedi.partition.profile import ClusterProfile
 from edgedi.runtime import deployment as deployment_module
+from edgedi.runtime.deployment import _ships_soon
 from edgedi.runtime.local_workers import LocalWorkers
 from edgedi.runtime.trial import ENOUGH_S, ROUNDS, may_be_tried, quickest
 from edgedi.runtime.verify import relative_difference
@@ -71,12 +73,37 @@ def test_noise_is_no_input_for_numbers_or_for_the_users_own_code() -> None:
 def test_contenders_are_few_near_and_of_different_kinds(make: Callable[[int], LayerGraph], num_workers: int) -> None:
     network, cluster = make(64), ClusterProfile.uniform(num_workers)
     found = contenders(network, cluster)
-    assert 1 <= len(found) <= MOST_CONTENDERS
+    assert 1 <= len(found) <= MOST_CONTENDERS + 1
     assert found[0] == oodp(network, cluster)
     assert found[0].predicted_s == min(plan.predicted_s for plan in found)
-    assert all(plan.predicted_s <= NEARLY * found[0].predicted_s for plan in found)
+    near = [plan for plan in found if plan.predicted_s <= NEARLY * found[0].predicted_s]
+    alone = [plan for plan in found if {s.on for s in plan.segments} in ({0}, {1}, {2})]
+    assert set(map(str, found)) == set(map(str, [*near, *alone]))
     assert len({plan.digest for plan in found}) == len(found)
     assert {plan.planner for plan in found} == {"oodp"}
+
+
+def test_one_device_alone_is_tried_unless_it_is_predicted_to_be_much_slower() -> None:
+    def kinds(latency_s: float) -> tuple[float, bool]:
+        found = contenders(vgg16(64), ClusterProfile.uniform(2, latency_s=latency_s))
+        alone = [plan for plan in found if len(plan.segments) == 1 and plan.segments[0].on is not None]
+        return found[0].predicted_s, bool(alone)
+
+    one_s = plan(vgg16(64), ClusterProfile.uniform(1)).predicted_s
+    for latency_s in (1e-6, 1e-3, 3e-3, 1e-2, 1e-1):
+        best_s, tried = kinds(latency_s)
+        if one_s < 0.95 * AT_WORST * best_s:
+            assert tried, latency_s
+        if one_s > 1.05 * AT_WORST * best_s:
+            assert not tried, latency_s
+
+
+def test_a_plan_whose_weights_would_take_long_is_not_tried() -> None:
+    network, plans = vgg16(64), {}
+    for bytes_per_s in (1e6, 1e9):
+        cluster = ClusterProfile.uniform(2, bytes_per_s=bytes_per_s)
+        plans[bytes_per_s] = _ships_soon(network, cluster, plan(network, cluster, "single"))
+    assert plans == {1e6: False, 1e9: True}
 
 
 @pytest.fixture(scope="module")
