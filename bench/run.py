@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -59,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(case: Case, folder: Path, rounds: int) -> tuple[dict[str, Any] | None, str]:
     """What edgedi-bench found, or why it found nothing."""
     stem = "".join(letter if letter.isalnum() else "-" for letter in case.name)
-    path, page = folder / f"{stem}.json", folder / f"{stem}.html"
+    near = Path(os.path.relpath(folder))  # commands stand in the results, and places of this machine are nobody's
+    path, page = near / f"{stem}.json", near / f"{stem}.html"
     path.unlink(missing_ok=True)
     files = ("--rounds", str(rounds), "--json", str(path), *(() if case.streams else ("--html", str(page))))
     command = [sys.executable, "-m", "edgedi.cli.bench", *case.arguments, *files]
