@@ -35,10 +35,10 @@ RIVALS = (single, equal, proportional, ocbp, oodp_greedy, deepthings, aofl, coed
 """The planners whose plans are candidates as well."""
 
 
-MOST_CONTENDERS = 3
+MOST_CONTENDERS = 2
 NEARLY = 1.25
 """Plans predicted to take up to so many times the least may well be faster: predictions are not better than that."""
-AT_WORST = 1.6
+AT_WORST = 1.4
 """One device alone is tried up to here: a plan must not lose to it, however wrong the prediction."""
 OTHERWISE = 0.8
 """A plan of at most so many times another's segments, or the other way round, is another kind of plan."""

@@ -19,7 +19,7 @@ from edgedi.runtime.coordinator import Coordinator, Request, answer_of, new_run
 from edgedi.runtime.executor import LoadedProgram
 from edgedi.runtime.tensors import Tensor, random_piece
 
-ROUNDS = 7
+ROUNDS = 5
 ENOUGH_S = 2.0
 """No further rounds after this long."""
 TIMEOUT_S = 60.0
