@@ -39,14 +39,15 @@ MOST_CONTENDERS = 2
 NEARLY = 1.25
 """Plans predicted to take up to so many times the least may well be faster: predictions are not better than that."""
 AT_WORST = 1.4
-"""One device alone is tried up to here: a plan must not lose to it, however wrong the prediction."""
+"""One device alone is worth a trial up to here, whatever else is: a plan must not lose to it."""
 OTHERWISE = 0.8
 """A plan of at most so many times another's segments, or the other way round, is another kind of plan."""
 
 
 def oodp(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = MAX_DEPTH) -> Plan:
     """The plan with the least predicted time of all candidates that the module's docstring names."""
-    return contenders(graph, cluster, max_depth=max_depth)[0]
+    model = CostModel(graph, cluster)
+    return _explained(model, *_ranked(model, max_depth))[0]
 
 
 def contenders(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = MAX_DEPTH) -> tuple[Plan, ...]:
@@ -56,21 +57,33 @@ def contenders(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = M
     For whoever can try them: which of them is the fastest hangs on what no profile says.
     """
     model = CostModel(graph, cluster)
-    found = _candidates(model, max_depth)
-    quickest = min(found, key=lambda plan: plan.predicted_s)
-    if not fits(graph, cluster, quickest):
-        chosen = fastest(model, [*found, *fitted(model, quickest)])
-        return (explained(model, replace(chosen, planner="oodp"), faster=quickest),)
-    chosen_ones: list[Plan] = []
-    for each in sorted(found, key=lambda plan: plan.predicted_s):
-        near = each.predicted_s <= NEARLY * quickest.predicted_s and len(chosen_ones) < MOST_CONTENDERS
-        if near and all(_differs(each, other) for other in chosen_ones) and fits(graph, cluster, each):
-            chosen_ones.append(each)
-    alone = single(graph, cluster, model=model)
-    missing = all(each.digest != alone.digest for each in chosen_ones)
+    ranked, unfit = _ranked(model, max_depth)
+    if unfit is not None:
+        return _explained(model, ranked, unfit)
+    quickest, alone = ranked[0], next(plan for plan in ranked if plan.planner == "single")
+    chosen: list[Plan] = []
+    for each in ranked:
+        near = each.predicted_s <= NEARLY * quickest.predicted_s and len(chosen) < MOST_CONTENDERS
+        if near and all(_differs(each, other) for other in chosen) and fits(graph, cluster, each):
+            chosen.append(each)
+    missing = all(each.digest != alone.digest for each in chosen)
     if missing and alone.predicted_s <= AT_WORST * quickest.predicted_s and fits(graph, cluster, alone):
-        chosen_ones.append(alone)
-    return tuple(explained(model, replace(each, planner="oodp")) for each in chosen_ones)
+        chosen.append(alone)
+    return _explained(model, chosen, None, count=len(chosen))
+
+
+def _ranked(model: CostModel, max_depth: int) -> tuple[list[Plan], Plan | None]:
+    """All candidates, the best predicted first; or, where the workers lack memory for that one, the best that fits, and
+    the one that does not."""
+    found = sorted(_candidates(model, max_depth), key=lambda plan: plan.predicted_s)
+    if fits(model.graph, model.cluster, found[0]):
+        return found, None
+    return [fastest(model, [*found, *fitted(model, found[0])])], found[0]
+
+
+def _explained(model: CostModel, plans: Sequence[Plan], faster: Plan | None, *, count: int = 1) -> tuple[Plan, ...]:
+    """The first ``count`` of ``plans`` with their reasons."""
+    return tuple(explained(model, replace(each, planner="oodp"), faster=faster) for each in plans[:count])
 
 
 def _differs(one: Plan, other: Plan) -> bool:

@@ -32,14 +32,18 @@ from edgedi.partition.fitting import limits_of, memories, require_fit
 from edgedi.partition.geometry import Interval
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.load import load_of
+from edgedi.partition.lowering import lower
+from edgedi.partition.memory import weights_bytes
 from edgedi.partition.oodp import contenders
 from edgedi.partition.pipelines import Pipeline, Pipelines, Stage, Team, neighbours, singles
 from edgedi.partition.placement import Placement, Replica
-from edgedi.partition.plan import Plan, Segment
+from edgedi.partition.plan import HOME, Plan, Segment
 from edgedi.partition.planners import plan as make_plan
 from edgedi.partition.profile import ClusterProfile
 from edgedi.partition.settle import settled
 
+SHIPPING_S = 5.0
+"""A plan is not worth a trial where its weights would take longer to send."""
 OBJECTIVES = ("latency", "throughput")
 """What ``place`` accepts: the time of one request, or requests a second."""
 
@@ -170,11 +174,22 @@ def _side_by_side(made: Sequence[_Priced]) -> Placement:
 def place_to_try(graph: LayerGraph, cluster: ClusterProfile) -> tuple[Placement, ...]:
     """For latency, placements of which only a trial tells the fastest, the best predicted first; see ``contenders``.
 
-    ``PlanError`` names a worker that lacks memory where nothing fits.
+    A plan whose weights would take long to send is left out, unless it is the best. ``PlanError`` names a worker that
+    lacks memory where nothing fits.
     """
     plans = contenders(graph, cluster)
     require_fit(graph, cluster, plans[0])
-    return tuple(together(graph, cluster, plan) for plan in plans)
+    soon = [plan for plan in plans[1:] if ships_soon(graph, cluster, plan)]
+    return tuple(together(graph, cluster, plan) for plan in (plans[0], *soon))
+
+
+def ships_soon(graph: LayerGraph, cluster: ClusterProfile, plan: Plan) -> bool:
+    """Whether every worker could have all weights of its program soon: else trying a plan costs more than it gives."""
+    programs = lower(plan, graph).programs
+    return all(
+        weights_bytes(programs[worker], graph) <= SHIPPING_S * cluster.link_between(HOME, worker).bytes_per_s
+        for worker in range(plan.num_workers)
+    )
 
 
 def together(graph: LayerGraph, cluster: ClusterProfile, plan: Plan) -> Placement:

@@ -14,9 +14,7 @@ from typing import Any
 from edgedi.errors import EdgediError, WorkerLost
 from edgedi.partition.busy import busy_seconds
 from edgedi.partition.capture import Capture
-from edgedi.partition.graph import LayerGraph
 from edgedi.partition.lowering import lower
-from edgedi.partition.memory import weights_bytes
 from edgedi.partition.placement import Placement, Replica
 from edgedi.partition.plan import HOME, Plan
 from edgedi.partition.probe import links_along
@@ -41,8 +39,6 @@ from edgedi.runtime.weights import weight_digest
 from edgedi.runtime.wire import WIRE_VERSION
 
 HELLO_TIMEOUT_S = 5.0
-SHIPPING_S = 5.0
-"""A plan is not tried out where its weights would take longer to send."""
 SMALL_DEVICE_LINK = LinkProfile(latency_s=1e-4, bytes_per_s=1.25e7, message_cpu_s=1e-4)
 """Taken where a worker has no room for the programs that measure links: 100 Mbit/s."""
 
@@ -137,8 +133,7 @@ class Deployer:
                 return self._install(capture, alive, cluster, placement, verified=verified)
             cluster = self._cluster_now(capture, alive)
             self._say("planning")
-            first, *others = place_to_try(capture.graph, cluster)
-            to_try = [first, *(p for p in others if _ships_soon(capture.graph, cluster, p.replicas[0].plan))]
+            to_try = place_to_try(capture.graph, cluster)
             return self._fastest([self._install(capture, alive, cluster, p, verified=verified) for p in to_try])
 
     def _tries_out(self, capture: Capture, alive: Sequence[int]) -> bool:
@@ -332,15 +327,6 @@ class Deployer:
         shipment = Shipment({}, weight_digest)
         install(self._coordinator, self._messages(programs, epoch, links, shipment), shipment)
         return epoch
-
-
-def _ships_soon(graph: LayerGraph, cluster: ClusterProfile, plan: Plan) -> bool:
-    """Whether every worker could have all weights of its program soon: else trying a plan costs more than it gives."""
-    programs = lower(plan, graph).programs
-    return all(
-        weights_bytes(programs[worker], graph) <= SHIPPING_S * cluster.link_between(HOME, worker).bytes_per_s
-        for worker in range(plan.num_workers)
-    )
 
 
 def _described(placement: Placement) -> str:

@@ -28,9 +28,6 @@ from edgedi.runtime.messages import Need as NeedWeights
 from edgedi.runtime.tensors import element_type, to_wire
 
 REPEATS = 5
-PROBE_BYTES = 4_000_000
-NUM_PINGS = 20
-PING_TIMEOUT_S = 10.0
 INSTALL_TIMEOUT_S = 300.0
 MEASURE_TIMEOUT_S = 600.0
 ENGINE_COUNTS = 0.85

@@ -13,8 +13,8 @@ from edgedi.partition.graph import Layer, LayerGraph, TensorSpec
 from edgedi.partition.oodp import AT_WORST, MOST_CONTENDERS, NEARLY, contenders, oodp
 from edgedi.partition.planners import plan
 from edgedi.partition.profile import ClusterProfile
+from edgedi.partition.throughput import ships_soon
 from edgedi.runtime import deployment as deployment_module
-from edgedi.runtime.deployment import _ships_soon
 from edgedi.runtime.local_workers import LocalWorkers
 from edgedi.runtime.trial import ENOUGH_S, ROUNDS, may_be_tried, quickest
 from edgedi.runtime.verify import relative_difference
@@ -102,7 +102,7 @@ def test_a_plan_whose_weights_would_take_long_is_not_tried() -> None:
     network, plans = vgg16(64), {}
     for bytes_per_s in (1e6, 1e9):
         cluster = ClusterProfile.uniform(2, bytes_per_s=bytes_per_s)
-        plans[bytes_per_s] = _ships_soon(network, cluster, plan(network, cluster, "single"))
+        plans[bytes_per_s] = ships_soon(network, cluster, plan(network, cluster, "single"))
     assert plans == {1e6: False, 1e9: True}
 
 
