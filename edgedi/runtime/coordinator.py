@@ -313,10 +313,17 @@ class Coordinator:
                 send_payload(link.socket, payload[0], zmq.NOBLOCK)
                 link.sent_bytes += len(payload[0])
         except zmq.Again:
-            text = f"worker {link.address} takes no more messages"
-            if link.address.public_key is None:  # a refused greeting can show like this, before libzmq tells of it
-                text += f"; if it wants keys, {_keys_wanted(link.address)}"
-            self._lose(self._links.index(link), WorkerLost(text, worker=str(link.address)))
+            self._refused_message(self._links.index(link), link)
+
+    def _refused_message(self, index: int, link: _Link) -> None:
+        """The socket takes no message: it is full, or libzmq gave the connection up. It says why before it does so,
+        so its word comes first; else whose key was refused would depend on which of the two is looked at first.
+        """
+        self._monitor(index, link)
+        text = f"worker {link.address} takes no more messages"
+        if link.address.public_key is None:  # how an open greeting ends at a worker with keys is not always said
+            text += f"; if it wants keys, {_keys_wanted(link.address)}"
+        self._lose(index, WorkerLost(text, worker=str(link.address)))
 
     # --- pieces on this machine ------------------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ from edgedi.cli import keygen
 from edgedi.errors import SecurityError, WorkerLost
 from edgedi.partition.operators import OPERATOR_TABLE_VERSION
 from edgedi.runtime import deployment as deployment_module
-from edgedi.runtime.keys import KeyPair, fingerprint, generate_keypair, load_keypair, save_keypair
+from edgedi.runtime.coordinator import Coordinator
+from edgedi.runtime.keys import KeyPair, fingerprint, generate_keypair, load_keypair, parse_worker_address, save_keypair
 from edgedi.runtime.local_workers import LocalWorkers
 from edgedi.runtime.messages import AskStatistics, Deploy, Hello, Message, Need, Refused, Welcome
 from edgedi.runtime.security import apply_curve_client, apply_socket_options
@@ -155,6 +156,25 @@ def test_a_coordinator_whose_key_is_not_authorised_is_told_so(keyed: Keyed, tmp_
         distribute(small(), image(), keyed.with_keys, key=tmp_path / "stranger.key")
     assert fingerprint(stranger.public) in str(caught.value)
     check_session(keyed.with_keys, keyed.key)
+
+
+def test_a_refused_key_is_told_of_even_when_the_next_message_meets_it_first(keyed: Keyed) -> None:
+    """The thread is held until libzmq has given the connection up, so that sending finds out before the monitor."""
+    worker = parse_worker_address(keyed.with_keys[0])
+    coordinator = Coordinator([worker], generate_keypair())
+    try:
+
+        def hold() -> None:
+            link = coordinator._links[0].socket
+            while link.get(zmq.EVENTS) & zmq.POLLOUT:
+                pass
+
+        coordinator._call(hold)
+        answer = coordinator.ask(0, Hello(wire_version=WIRE_VERSION, software_version=software_version()), Welcome)
+        with pytest.raises(SecurityError, match="does not know our key"):
+            answer.result(WAIT_MS / 1000)
+    finally:
+        coordinator.close()
 
 
 def test_a_worker_with_another_key_than_given_is_not_trusted(keyed: Keyed) -> None:
