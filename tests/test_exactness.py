@@ -32,21 +32,18 @@ from tests.exactness import (
     worst_layer,
     worst_output,
 )
-from tests.networks import FAMILIES, FIXED_SIZE, ODD_SIZE, TRANSFORMERS, build, family_of, noise_for, own_size
+from tests.networks import FAMILIES, FIXED_SIZE, ODD_SIZE, build, family_of, noise_for, own_size
 from tests.plans import axis_plan, random_plan
 from tests.sensitivity import insensitive_layers
 
 WORKERS = (1, 2, 3, 5)
 SMALLEST = [names[0] for names in FAMILIES.values()]
-OTHERS = [name for names in FAMILIES.values() for name in names[1:]]
 CONVOLUTIONS = frozenset({"conv", "conv_transpose"})
 LIGHT = frozenset(
     "alexnet resnet18 mobilenet_v2 mobilenet_v3_small mnasnet0_5 "
     "shufflenet_v2_x0_5 squeezenet1_1 regnet_x_400mf".split()
 )
-"""At their own size in every run; the others there in ``make test-all``, at an odd size in every run."""
-HEAVY = ("fcn_resnet50",)
-"""At its own 520 x 520 on 1 and 2 workers only; on all numbers in ``test_odd_size`` and in docs/exactness.md."""
+"""At their own size too; the others at theirs in ``tests.exactness_report``, which runs every builder."""
 IN_BFLOAT16 = ("resnet18", "shufflenet_v2_x0_5", "convnext_tiny")
 
 
@@ -93,20 +90,17 @@ def check_float32(model: nn.Module, capture: Capture, plans: list[Plan], x: Tens
     print(f"{check_argmax(y, truth, limit):.2%} of the classes too close to compare")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in LIGHT else pytest.param(name, marks=pytest.mark.slow) for name in SMALLEST]
-)
+@pytest.mark.parametrize("name", [name for name in SMALLEST if name in LIGHT])
 def test_own_size(name: str):
     """In float32, fused, by rows; at least 95 % of a CNN's convolution FLOPs run split."""
     size = own_size(name)
     model, x = network(name, size), noise_for(name, size)
     capture = capture_model(model, x)
-    counts = (1, 2) if name in HEAVY else WORKERS
-    plans = [axis_plan(capture.graph, count, "rows", depth=1 + count) for count in counts]
+    plans = [axis_plan(capture.graph, count, "rows", depth=1 + count) for count in WORKERS]
     check_float32(model, capture, plans, x, in_double(model, x))
     share = split_flops(capture.graph, lower(plans[1], capture.graph), CONVOLUTIONS)
     print(f"{share:.4f} of the convolution FLOPs run split")
-    assert share >= (0.5 if family_of(name) in TRANSFORMERS else 0.95)
+    assert share >= 0.95
 
 
 @pytest.mark.parametrize("name", SMALLEST)
@@ -210,20 +204,3 @@ def test_another_number_among_the_inputs_is_refused():
     capture = capture_model(model, (x, [other], 0.5))
     with pytest.raises(ValueError, match=r"0\.25.*captured with"):
         InProcess.whole(capture)(x, [other], 0.25)
-
-
-# --- all builders -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OTHERS)
-def test_every_builder(name: str):
-    size = odd_size(name)
-    model, x = network(name, size), noise_for(name, size)
-    capture = capture_model(model, x)
-    rng = random.Random(name)
-    plans = [
-        random_plan(capture.graph, 3, rng),
-        *(axis_plan(capture.graph, count, depth=1 + count) for count in WORKERS),
-    ]
-    check_float32(model, capture, plans, x, in_double(model, x))
