@@ -9,9 +9,8 @@ from torch import Tensor
 
 from edgedi.partition.axes import axis_dims
 from edgedi.partition.capture import Capture
-from edgedi.partition.geometry import Interval, scale
+from edgedi.partition.geometry import Interval, Region, scale
 from edgedi.partition.graph import Layer, LayerGraph
-from edgedi.partition.operators import Region
 from edgedi.partition.program import Piece, Run
 from edgedi.runtime.kernels import fused
 from edgedi.runtime.kernels.prepare import Kernel, prepare

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from edgedi.partition.geometry import Interval
+from edgedi.partition.geometry import Interval, Region
 from edgedi.partition.graph import Layer, LayerGraph
-from edgedi.partition.operators import TABLE, Region, channel_dim, needs
+from edgedi.partition.operators import TABLE, channel_dim, needs
 
 AXES = ("rows", "columns", "channels", "batch")
 """What a segment can be split along, besides ``whole``."""

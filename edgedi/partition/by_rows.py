@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from edgedi.partition.cost import CostModel, Layout
-from edgedi.partition.geometry import Interval
+from edgedi.partition.geometry import WHOLE, Interval, Region
 from edgedi.partition.graph import Layer, LayerGraph
-from edgedi.partition.operators import WHOLE, Region, needs
+from edgedi.partition.operators import needs
 from edgedi.partition.plan import HOME, Plan, Segment
 from edgedi.partition.reach import first_splittable, may_split, reduces
 from edgedi.partition.settle import settled

@@ -44,9 +44,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from edgedi.partition.axes import AXES, axis_dims
-from edgedi.partition.geometry import Interval
+from edgedi.partition.geometry import Interval, Region
 from edgedi.partition.graph import LayerGraph
-from edgedi.partition.operators import Region
 from edgedi.partition.plan import HOME, Cost
 from edgedi.partition.profile import ClusterProfile, DeviceProfile
 from edgedi.partition.program import UNSPLIT, Piece, Run

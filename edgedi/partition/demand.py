@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgedi.partition.geometry import Interval
+from edgedi.partition.geometry import WHOLE, Interval, Need, Region
 from edgedi.partition.graph import LayerGraph
-from edgedi.partition.operators import WHOLE, Need, Region, needs
+from edgedi.partition.operators import needs
 
 
 def backward(

@@ -1,7 +1,8 @@
 """Intervals: the arithmetic under every halo.
 
 An ``Interval`` is half open, ``[start, stop)``; an ``IntervalSet`` is sorted and disjoint with no touching members, so
-equal sets are equal values. All lengths are in elements of one dimension (rows, columns, channels or batch).
+equal sets are equal values. All lengths are in elements of one dimension (rows, columns, channels or batch). A
+``Region`` is an interval of a tensor.
 """
 
 from __future__ import annotations
@@ -57,6 +58,19 @@ class Interval:
 
 
 EMPTY = Interval(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """``interval`` along dimension ``dim`` of a tensor, everything along the others."""
+
+    dim: int
+    interval: Interval
+
+
+WHOLE = None
+Need = Region | None
+"""A part of a tensor that somebody reads, or ``WHOLE``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typing import Any
 ITEM_BYTES = MappingProxyType(
     {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1, "int64": 8, "int32": 4, "bool": 1}
 )
+Shapes = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class LayerGraph:
     def spec(self, tensor: str) -> TensorSpec:
         return self.inputs[tensor] if tensor in self.inputs else self.by_name[tensor].spec
 
-    def input_shapes(self, layer: Layer) -> tuple[tuple[int, ...], ...]:
+    def input_shapes(self, layer: Layer) -> Shapes:
         return tuple(self.spec(name).shape for name in layer.inputs)
 
     @cached_property

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from edgedi.errors import PlanError
 from edgedi.partition.axes import axis_dims
 from edgedi.partition.demand import backward
-from edgedi.partition.geometry import Interval, IntervalSet
+from edgedi.partition.geometry import WHOLE, Interval, IntervalSet, Need, Region
 from edgedi.partition.graph import Layer, LayerGraph
-from edgedi.partition.operators import WHOLE, Need, Region
 from edgedi.partition.plan import HOME, Plan, Segment, owned
 from edgedi.partition.program import UNSPLIT, Instruction, Join, Piece, Program, ProgramSet, Recv, Run, Send
 

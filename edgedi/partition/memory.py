@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from edgedi.partition.geometry import Interval
+from edgedi.partition.geometry import WHOLE, Interval, Region
 from edgedi.partition.graph import ITEM_BYTES, LayerGraph
-from edgedi.partition.operators import WHOLE, Region, weight_interval
+from edgedi.partition.operators import weight_interval
 from edgedi.partition.program import UNSPLIT, Instruction, Join, Piece, Program, Run, Send
 
 

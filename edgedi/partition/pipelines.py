@@ -31,9 +31,9 @@ import numpy.typing as npt
 
 from edgedi.partition.cost import CostModel
 from edgedi.partition.fitting import limits_of
-from edgedi.partition.geometry import Interval, weighted_cuts
+from edgedi.partition.geometry import WHOLE, Interval, Region, weighted_cuts
 from edgedi.partition.graph import LayerGraph
-from edgedi.partition.operators import WHOLE, Region, needs
+from edgedi.partition.operators import needs
 from edgedi.partition.plan import HOME
 
 Team = tuple[int, ...]

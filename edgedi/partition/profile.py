@@ -17,8 +17,9 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from edgedi.partition.graph import Layer
-from edgedi.partition.operators import WHOLE, Need, Shapes, flops
+from edgedi.partition.geometry import WHOLE, Need
+from edgedi.partition.graph import Layer, Shapes
+from edgedi.partition.operators import flops
 
 MEASURED_AXES = ("rows", "columns", "channels", "batch", "whole")
 """What a layer may be measured along; ``whole`` is one point, all of the output at length 1."""

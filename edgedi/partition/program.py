@@ -16,9 +16,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from edgedi.partition.geometry import Interval
+from edgedi.partition.geometry import Interval, Region
 from edgedi.partition.graph import LayerGraph
-from edgedi.partition.operators import Region
 from edgedi.partition.plan import HOME
 
 UNIT = Interval(0, 1)

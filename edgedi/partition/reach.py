@@ -16,9 +16,9 @@ from operator import itemgetter
 from typing import Any
 
 from edgedi.partition.axes import axis_dims
-from edgedi.partition.geometry import Interval, scale
+from edgedi.partition.geometry import WHOLE, Interval, Need, Region, scale
 from edgedi.partition.graph import Layer, LayerGraph
-from edgedi.partition.operators import WHOLE, Need, Region, needs
+from edgedi.partition.operators import needs
 
 NOTHING = (0, 0)
 """The range of a layer that a share does not ask for."""

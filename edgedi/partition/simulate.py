@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgedi.errors import PlanError
-from edgedi.partition.geometry import Interval
+from edgedi.partition.geometry import WHOLE, Interval, Need, Region
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.memory import piece_bytes
-from edgedi.partition.operators import WHOLE, Need, Region, flops, needs
+from edgedi.partition.operators import flops, needs
 from edgedi.partition.plan import HOME
 from edgedi.partition.program import (
     UNSPLIT,

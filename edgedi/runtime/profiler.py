@@ -16,9 +16,9 @@ from typing import Any
 
 from edgedi.partition.axes import axis_dims
 from edgedi.partition.capture import Capture
-from edgedi.partition.geometry import Interval
+from edgedi.partition.geometry import WHOLE, Interval, Need, Region
 from edgedi.partition.graph import Layer, LayerGraph
-from edgedi.partition.operators import OPERATOR_TABLE_VERSION, WHOLE, Need, Region, needs
+from edgedi.partition.operators import OPERATOR_TABLE_VERSION, needs
 from edgedi.partition.profile import DeviceProfile, LayerProfile
 from edgedi.partition.program import Instruction, Piece, Program, ProgramSet, Run
 from edgedi.runtime.coordinator import Coordinator, answer_of

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from edgedi.errors import PlanError
 from edgedi.partition.capture import Capture
-from edgedi.partition.geometry import Interval
+from edgedi.partition.geometry import Interval, Need
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.lowering import lower
-from edgedi.partition.operators import Need
 from edgedi.partition.plan import HOME, Plan, Segment
 from edgedi.partition.program import Piece, ProgramSet
 from edgedi.partition.simulate import region_of

@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 from edgedi.partition.cost import CostModel
 from edgedi.partition.demand import backward
 from edgedi.partition.estimate import SplitPricer, estimated, segment_cost
-from edgedi.partition.geometry import Interval, scale
+from edgedi.partition.geometry import WHOLE, Interval, Need, Region, scale
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.minimax import FIRST, LAST, MIDDLE
-from edgedi.partition.operators import WHOLE, Need, Region
 from edgedi.partition.plan import HOME, Cost, Plan, Segment
 from edgedi.partition.planners import plan, planners
 from edgedi.partition.profile import ClusterProfile, LinkProfile

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgedi.errors import PlanError
-from edgedi.partition.geometry import Interval
+from edgedi.partition.geometry import Interval, Region
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.lowering import lower
-from edgedi.partition.operators import Region, flops
+from edgedi.partition.operators import flops
 from edgedi.partition.plan import HOME, Plan, Segment
 from edgedi.partition.program import Instruction, Join, Piece, Program, ProgramSet, Recv, Run, Send
 from edgedi.partition.simulate import simulate, split_flops

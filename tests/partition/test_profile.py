@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgedi.partition.geometry import Interval
-from edgedi.partition.operators import Region, flops
+from edgedi.partition.geometry import Interval, Region
+from edgedi.partition.operators import flops
 from edgedi.partition.profile import ClusterProfile, DeviceProfile, LayerProfile, LinkProfile
 from tests.partition.graphs import chain, clusters
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from edgedi.partition.graph import Layer
-from edgedi.partition.operators import WHOLE, Need, Region, Shapes
+from edgedi.partition.geometry import WHOLE, Need, Region
+from edgedi.partition.graph import Layer, Shapes
 from edgedi.partition.program import UNSPLIT, Piece
 
 Kernel = Callable[..., Tensor]
