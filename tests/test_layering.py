@@ -55,6 +55,7 @@ PURE = (
     "edgedi.partition.*",
     "edgedi.runtime.messages",
     "edgedi.runtime.wire",
+    "edgedi.runtime.piece_headers",
     "edgedi.runtime.*_state",
     "edgedi.runtime.trace",
     "edgedi.runtime.frames",

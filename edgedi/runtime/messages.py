@@ -278,21 +278,21 @@ class Piece:
 
     ``source`` is the sending participant, or ``COORDINATOR``. ``deadline_s`` is what the request had left when the
     piece was sent: clocks differ, spans do not. ``shape`` is the piece's own, batch first, channels second whatever
-    the ``layout`` of the bytes; ``nhwc`` is for four dimensions only.
+    the ``layout`` of the bytes; ``nhwc`` is for four dimensions only. What changes from request to request stands last.
     """
 
     session: str
     epoch: int
-    request: int
     tensor: str
     dim: int
     start: int
     stop: int
     source: int
-    deadline_s: float
     dtype: str
     shape: tuple[int, ...]
     layout: str
+    request: int
+    deadline_s: float
     payload: Buffer = field(repr=False)
 
     def __post_init__(self) -> None:

@@ -54,12 +54,20 @@ def in_wire_order(tensor: Tensor) -> Tensor:
 
 
 def to_wire(tensor: Tensor) -> tuple[memoryview, str, tuple[int, ...], str]:
-    """(bytes, element type, shape, layout) of ``tensor``; a view of its own memory where that is one run."""
+    """(bytes, element type, shape, layout) of ``tensor``; a view of its own memory where that is one run.
+
+    Every halo comes through here, with cold caches: no call of torch that is not needed.
+    """
     layout = "nhwc" if tensor.dim() == 4 else "nchw"
-    stored = tensor.detach().permute(0, 2, 3, 1) if layout == "nhwc" else tensor.detach()
-    stored = stored.cpu().contiguous()
-    raw = stored.reshape(-1).view(torch.uint8) if stored.numel() else torch.empty(0, dtype=torch.uint8, device="cpu")
-    return memoryview(raw.numpy()), _NAMES[tensor.dtype], tuple(tensor.shape), layout
+    stored = tensor.permute(0, 2, 3, 1) if layout == "nhwc" else tensor
+    if not stored.is_cpu or stored.requires_grad:
+        stored = stored.detach().cpu()
+    if not stored.is_contiguous():
+        stored = stored.contiguous()
+    if stored.dtype == torch.bfloat16:  # numpy has none
+        stored = stored.view(torch.int16)
+    raw = memoryview(stored.numpy()).cast("B") if stored.numel() else memoryview(b"")
+    return raw, _NAMES[tensor.dtype], tuple(tensor.shape), layout
 
 
 def from_wire(buffer: Buffer, dtype: str, shape: Sequence[int], layout: str, *, own: bool) -> Tensor:
@@ -67,15 +75,24 @@ def from_wire(buffer: Buffer, dtype: str, shape: Sequence[int], layout: str, *, 
 
     A ``bytearray`` was put together for this message and is the tensor's own already.
     """
-    stored_shape = [shape[0], *shape[2:], shape[1]] if layout == "nhwc" else list(shape)
-    if 0 in shape:
-        flat = torch.empty(0, dtype=TORCH_DTYPES[dtype])
-    else:
-        with warnings.catch_warnings():  # torch warns of read-only buffers; views of them are never written
-            warnings.simplefilter("ignore", UserWarning)
-            flat = torch.frombuffer(buffer, dtype=TORCH_DTYPES[dtype])
-    stored = (flat.clone() if own and not isinstance(buffer, bytearray) else flat).reshape(stored_shape)
+    stored_shape = [shape[0], *shape[2:], shape[1]] if layout == "nhwc" else shape
+    flat = torch.empty(0, dtype=TORCH_DTYPES[dtype]) if 0 in shape else _view(buffer, TORCH_DTYPES[dtype])
+    stored = (flat.clone() if own and not isinstance(buffer, bytearray) else flat).view(stored_shape)
     return stored.permute(0, 3, 1, 2) if layout == "nhwc" else stored
+
+
+def _view(buffer: Buffer, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(buffer, dtype=dtype)
+
+
+def _hear_of_read_only_buffers() -> None:
+    """torch warns, once in a process, of a view of a read-only buffer; ours are never written. So it is done here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        _view(b"\0", torch.uint8)
+
+
+_hear_of_read_only_buffers()
 
 
 def noise(shape: Sequence[int]) -> Tensor:

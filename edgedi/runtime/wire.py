@@ -22,9 +22,10 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import msgpack
 
 from edgedi.errors import LocalProtocolError, RemoteProtocolError
-from edgedi.runtime.messages import MESSAGES, Buffer, Hello, Message, Refused, Welcome
+from edgedi.runtime.messages import MESSAGES, Buffer, Hello, Message, Piece, Refused, Welcome
+from edgedi.runtime.piece_headers import PieceHeaders
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 
 LIMITS = {
     "header_bytes": 8 << 20,  # of the kinds in LARGE_KINDS
@@ -238,12 +239,14 @@ def encode(message: Message) -> list[Buffer]:
     """
     form = _FORMS[type(message).__name__]
     try:
-        header = _pack(form, message)
+        header = _PIECES.pack(message) if isinstance(message, Piece) else _pack(form, message)
+        if form.has_payload:
+            _check_payload_size(message.payload)  # type: ignore[union-attr]  # form.has_payload says that it is there
     except (ValueError, TypeError, OverflowError) as error:
         raise LocalProtocolError(f"cannot send {form.kind}: {error}") from error
     if not form.has_payload:
         return [header]
-    payload: Buffer = message.payload  # type: ignore[union-attr]  # form.has_payload says that it is there
+    payload: Buffer = message.payload  # type: ignore[union-attr]  # as above
     return [header, payload]
 
 
@@ -256,9 +259,10 @@ def _pack(form: _Form, message: Message) -> bytes:
             raise ValueError(f"{name} {error}") from None
     packed: bytes = msgpack.packb(header)
     _check_size(packed)
-    if form.has_payload:
-        _check_payload_size(message.payload)  # type: ignore[union-attr]  # as in encode
     return packed
+
+
+_PIECES = PieceHeaders(lambda piece: _pack(_FORMS["Piece"], piece))
 
 
 def decode(frames: Sequence[Buffer]) -> Message:
@@ -266,10 +270,16 @@ def decode(frames: Sequence[Buffer]) -> Message:
 
     Raises ``RemoteProtocolError``, and nothing else, for anything that is no message.
     """
+    known = _PIECES.unpack(frames)
+    if known is not None:
+        return known
     try:
-        return _message(frames)
+        message = _message(frames)
     except ValueError as error:
         raise RemoteProtocolError(f"no message: {error}") from error
+    if isinstance(message, Piece):
+        _PIECES.remember(frames, message)
+    return message
 
 
 def _message(frames: Sequence[Buffer]) -> Message:

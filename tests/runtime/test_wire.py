@@ -45,6 +45,7 @@ from edgedi.runtime.messages import (
     Weights,
     Welcome,
 )
+from edgedi.runtime.piece_headers import PieceHeaders
 from edgedi.runtime.wire import FIELD_LIMITS, LARGE_KINDS, LIMITS, WIRE_VERSION, decode, encode
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "wire.md"
@@ -240,6 +241,67 @@ def test_a_payload_is_copied_neither_way(make: Any):
     assert back.payload is payload
 
 
+def slow_outcome(frames: list[bytes]) -> Message | str:
+    """What ``frames`` are to one who has seen no piece before."""
+    before, wire._PIECES = wire._PIECES, PieceHeaders(wire._PIECES._pack)
+    try:
+        return decode(frames)
+    except RemoteProtocolError as error:
+        return str(error)
+    finally:
+        wire._PIECES = before
+
+
+def outcome(frames: list[bytes]) -> Message | str:
+    try:
+        return decode(frames)
+    except RemoteProtocolError as error:
+        return str(error)
+
+
+@settings(deadline=None)
+@given(tensors(Piece), counts, spans_s)
+def test_a_known_head_reads_as_an_unknown_one(first: Piece, request: int, deadline_s: float):
+    decode(encode(first))
+    second = dataclasses.replace(first, request=request, deadline_s=deadline_s)
+    frames = [bytes(frame) for frame in encode(second)]
+    assert wire._PIECES.unpack(frames) == decode(frames) == slow_outcome(frames) == second
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_one_wrong_byte_behind_a_known_head_is_seen_as_ever(data: st.DataObject):
+    frames = [bytes(frame) for frame in encode(piece())]
+    decode(frames)
+    spoilt = bytearray(frames[0])
+    spoilt[data.draw(st.integers(0, len(spoilt) - 1))] = data.draw(st.integers(0, 255))
+    assert repr(outcome([bytes(spoilt), frames[1]])) == repr(slow_outcome([bytes(spoilt), frames[1]]))
+
+
+@pytest.mark.parametrize("deadline_s", [math.nan, math.inf, -math.inf, -1.0])
+def test_a_known_head_lets_no_deadline_through_that_is_none(deadline_s: float):
+    header, payload = (bytes(frame) for frame in encode(piece()))
+    decode([header, payload])
+    assert "deadline_s" in refused([header[:-8] + struct.pack(">d", deadline_s), payload])
+
+
+@pytest.mark.parametrize("length", [0, 57_343, 57_345])
+def test_a_known_head_lets_no_payload_through_of_another_length(length: int):
+    header, payload = (bytes(frame) for frame in encode(piece()))
+    decode([header, payload])
+    assert "57344 bytes, but the payload has" in refused([header, bytes(length)])
+    assert "2 frames" in refused([header])
+    assert "3 frames" in refused([header, payload, payload])
+
+
+def test_known_heads_do_not_grow_without_end():
+    headers = PieceHeaders(wire._PIECES._pack)
+    for number in range(5_000):
+        one = piece(tensor=f"t{number}")
+        headers.remember([headers.pack(one), one.payload], one)
+    assert len(headers._heads) == len(headers._known) == 5_000 - 4_096
+
+
 def test_lists_inside_a_description_come_back_as_tuples():
     back = decode(encode(deploy(layers=({"padding": [1, [2]]},))))
     assert isinstance(back, Deploy)
@@ -354,7 +416,7 @@ def test_a_header_is_bounded_by_its_kind(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_payload_is_bounded(monkeypatch: pytest.MonkeyPatch):
-    frames = encode(piece())
+    frames = encode(piece(tensor="of_this_test"))
     monkeypatch.setitem(LIMITS, "payload_bytes", 57_343)
     with pytest.raises(LocalProtocolError, match="payload of 57344 bytes, at most 57343"):
         encode(piece())
