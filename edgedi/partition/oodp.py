@@ -35,7 +35,8 @@ RIVALS = (single, equal, proportional, ocbp, oodp_greedy, deepthings, aofl, coed
 """The planners whose plans are candidates as well."""
 
 
-MOST_CONTENDERS = 2
+MOST_CONTENDERS = 3
+"""Of different kinds, and one device alone beside them."""
 NEARLY = 1.25
 """Plans predicted to take up to so many times the least may well be faster: predictions are not better than that."""
 AT_WORST = 1.4

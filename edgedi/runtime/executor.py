@@ -70,6 +70,12 @@ class LoadedProgram:
             for name in graph.inputs:
                 self._slot(Piece(name))
         self.input_slots = {name: self._slots[Piece(name)] for name in graph.inputs if Piece(name) in self._slots}
+        self.arrivals = {
+            (step.instruction.piece, step.instruction.source): position
+            for position, step in enumerate(self._steps)
+            if isinstance(step.instruction, Recv)
+        }
+        """The step that waits for each piece of each sender."""
         self.slots = dict(self._slots)
 
     @property
@@ -172,15 +178,18 @@ class ProgramRun:
     def __init__(self, loaded: LoadedProgram, inputs: Mapping[str, Tensor] | None = None) -> None:
         self._loaded = loaded
         self._values: list[Tensor | None] = [None] * loaded.num_slots
-        self._inbox: dict[tuple[Piece, int], Tensor] = {}
+        self._inbox: dict[int, Tensor] = {}
+        """What has come, by the step that takes it."""
         self._position = 0
         for name, slot in loaded.input_slots.items():
             if inputs is not None:
                 self._values[slot] = inputs[name]
 
     def deliver(self, piece: Piece, source: int, tensor: Tensor) -> None:
-        """Hand over a received piece; order does not matter."""
-        self._inbox[piece, source] = tensor
+        """Hand over a received piece; order does not matter, and what no step waits for is dropped."""
+        position = self._loaded.arrivals.get((piece, source))
+        if position is not None:
+            self._inbox[position] = tensor
 
     @property
     def can_advance(self) -> bool:
@@ -188,8 +197,7 @@ class ProgramRun:
         steps = self._loaded.steps
         if self._position >= len(steps):
             return True
-        instruction = steps[self._position].instruction
-        return not isinstance(instruction, Recv) or (instruction.piece, instruction.source) in self._inbox
+        return not isinstance(steps[self._position].instruction, Recv) or self._position in self._inbox
 
     @property
     def current_layer(self) -> str | None:
@@ -204,7 +212,7 @@ class ProgramRun:
             step = steps[self._position]
             instruction, kernel = step.instruction, step.kernel
             if isinstance(instruction, Recv):
-                tensor = self._inbox.pop((instruction.piece, instruction.source), None)
+                tensor = self._inbox.pop(self._position, None)
                 if tensor is None:
                     return False
                 values[step.writes] = tensor
