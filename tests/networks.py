@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
+from torchvision.models.efficientnet import FusedMBConv, MBConv
+from torchvision.models.resnet import Bottleneck
 
 SEED = 20251120
 
@@ -101,7 +103,7 @@ def _images(name: str, size: tuple[int, int]) -> int:
     """
     if not family_of(name).startswith("EfficientNet"):
         return 2
-    return 16 if size == ODD_SIZE else 8
+    return 64 if size == ODD_SIZE else 8
 
 
 def calibrated(model: nn.Module, noise: Tensor) -> nn.Module:
@@ -110,11 +112,10 @@ def calibrated(model: nn.Module, noise: Tensor) -> nn.Module:
     Batch normalisation: gamma U(.5, 1.5), beta N(0, .3), statistics those of ``noise`` (one forward with momentum 1,
     all else in evaluation mode: dropout and stochastic depth are off). Layer scales U(.5, 1.5); what was zero is not.
 
-    Gamma of a bottleneck's last normalisation is U(.15, .45), about what training makes of it: where every branch
+    Gamma of a residual branch's last normalisation is U(.15, .45), about what training makes of it: where every branch
     weighs as much as what it is added to, a hundred layers amplify float32's rounding to 2e-4 of the answer.
     """
-    named = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
-    norms = [module for _, module in named]
+    norms, ends = [module for module in model.modules() if isinstance(module, _BatchNorm)], _branch_ends(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "layer_scale" in name:
@@ -122,8 +123,8 @@ def calibrated(model: nn.Module, noise: Tensor) -> nn.Module:
             elif not parameter.any():
                 nn.init.normal_(parameter, 0, 0.1 if parameter.dim() < 2 else parameter.shape[-1] ** -0.5)
         momenta = [norm.momentum for norm in norms]
-        for name, norm in named:
-            nn.init.uniform_(norm.weight, *((0.15, 0.45) if name.endswith(".bn3") else (0.5, 1.5)))
+        for norm in norms:
+            nn.init.uniform_(norm.weight, *((0.15, 0.45) if norm in ends else (0.5, 1.5)))
             nn.init.normal_(norm.bias, 0, 0.3)
             norm.train()
             norm.momentum = 1.0
@@ -132,6 +133,15 @@ def calibrated(model: nn.Module, noise: Tensor) -> nn.Module:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
     return model.eval()
+
+
+def _branch_ends(model: nn.Module) -> set[nn.Module]:
+    """The last normalisation of every residual branch of the two families that are a hundred layers deep."""
+    ends: set[nn.Module] = {block.bn3 for block in model.modules() if isinstance(block, Bottleneck)}
+    for block in model.modules():
+        if isinstance(block, (MBConv, FusedMBConv)):
+            ends.add([module for module in block.modules() if isinstance(module, _BatchNorm)][-1])
+    return ends
 
 
 def noise(batch: int, size: tuple[int, int], generator: torch.Generator | None = None) -> Tensor:
