@@ -53,6 +53,8 @@ PURE = (
     "edgedi.errors",
     "edgedi.partition",
     "edgedi.partition.*",
+    "edgedi.runtime.payloads",
+    "edgedi.runtime.message_checks",
     "edgedi.runtime.messages",
     "edgedi.runtime.wire",
     "edgedi.runtime.piece_headers",

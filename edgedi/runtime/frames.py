@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgedi.errors import RemoteProtocolError
-from edgedi.runtime.messages import Buffer
+from edgedi.runtime.payloads import Buffer
 from edgedi.runtime.wire import LIMITS
 
 FRAME_BYTES = 250_000

@@ -22,7 +22,7 @@ import socket
 import struct
 from pathlib import Path
 
-from edgedi.runtime.messages import Buffer
+from edgedi.runtime.payloads import Buffer
 from edgedi.runtime.wire import LIMITS
 
 MOST_BYTES = 131_072

@@ -20,7 +20,7 @@ from edgedi.runtime.groups import EngineGroups
 from edgedi.runtime.kernels.eager import TORCH_DTYPES
 from edgedi.runtime.kernels.fused import Packer
 from edgedi.runtime.loading import INPUT, WorkerMemoryError, digests_of, load
-from edgedi.runtime.messages import tensor_bytes
+from edgedi.runtime.payloads import tensor_bytes
 from edgedi.runtime.tensors import random_piece
 from edgedi.runtime.weights import WeightStore
 

@@ -15,94 +15,26 @@ Sequences are tuples, also inside the JSON-able descriptions of ``Deploy``: that
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias, get_args
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
-Description: TypeAlias = dict[str, Any]
-
-ITEM_BYTES = {
-    "float32": 4,
-    "float64": 8,
-    "bfloat16": 2,
-    "float16": 2,
-    "uint8": 1,
-    "int64": 8,
-    "int32": 4,
-    "bool": 1,
-}
-"""The closed list of element types, and the bytes of one element (little-endian)."""
-
-LAYOUTS = ("nchw", "nhwc")
-"""Order of a payload's bytes; shapes are always written batch, channels, rows, columns."""
+from edgedi.runtime.message_checks import (
+    Description,
+    check_count,
+    check_digest,
+    check_epoch,
+    check_name,
+    check_payload,
+    check_peer,
+    check_request,
+    check_seconds,
+    check_weight,
+    require,
+)
+from edgedi.runtime.payloads import LAYOUTS, Buffer
 
 COORDINATOR = -1
 """Participant number of the coordinator as a source of pieces."""
-
-_DIGEST = re.compile(r"[0-9a-f]{8,128}")
-_PUBLIC_KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
-
-
-def _require(holds: bool, what: str) -> None:
-    if not holds:
-        raise ValueError(what)
-
-
-def _name(label: str, text: str) -> None:
-    """Names end up in logs and tables, so they hold no control characters."""
-    if not text or not text.isprintable():
-        raise ValueError(f"{label} must be printable and not empty, not {text[:24]!r}")
-
-
-def _digest(label: str, text: str) -> None:
-    """Digests may become file names, so they hold nothing but hexadecimal digits."""
-    if not _DIGEST.fullmatch(text):
-        raise ValueError(f"{label} must be 8 to 128 lowercase hexadecimal digits, not {text[:24]!r}")
-
-
-def _count(label: str, value: int) -> None:
-    if value < 0:
-        raise ValueError(f"{label} must not be negative, not {value}")
-
-
-def _seconds(label: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{label} must be finite and not negative, not {value}")
-
-
-def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
-    """Return the bytes of a dense tensor; ``ValueError`` for an unknown ``dtype`` or a negative size."""
-    item_bytes = ITEM_BYTES.get(dtype)
-    if item_bytes is None:
-        raise ValueError(f"dtype must be one of {', '.join(ITEM_BYTES)}, not {dtype[:24]!r}")
-    if shape and min(shape) < 0:
-        raise ValueError(f"sizes of a shape must not be negative, not {tuple(shape)}")
-    return math.prod(shape) * item_bytes
-
-
-def buffer_bytes(payload: Buffer) -> int:
-    """Return the bytes of a raw buffer; ``ValueError`` if they do not lie one after the other."""
-    if type(payload) is bytes:
-        return len(payload)
-    view = memoryview(payload)
-    if not view.c_contiguous:
-        raise ValueError("a payload's bytes must lie one after the other (C-contiguous)")
-    return view.nbytes
-
-
-def _payload(dtype: str, shape: tuple[int, ...], payload: Buffer) -> None:
-    """A payload is exactly its tensor, so that no reader ever looks past its end."""
-    expected, given = tensor_bytes(dtype, shape), buffer_bytes(payload)
-    if expected != given:
-        raise ValueError(f"{dtype} {shape} is {expected} bytes, but the payload has {given}")
-
-
-def _keys(label: str, entry: Description, keys: frozenset[str]) -> None:
-    if entry.keys() != keys:
-        given = [key[:12] for key in list(entry)[:6]]
-        raise ValueError(f"{label} must have exactly the keys {sorted(keys)}, not {given}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +45,8 @@ class Hello:
     software_version: str
 
     def __post_init__(self) -> None:
-        _require(self.wire_version >= 1, f"wire_version must be at least 1, not {self.wire_version}")
-        _name("software_version", self.software_version)
+        require(self.wire_version >= 1, f"wire_version must be at least 1, not {self.wire_version}")
+        check_name("software_version", self.software_version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,12 +69,12 @@ class Welcome:
     halo_address: str | None = None
 
     def __post_init__(self) -> None:
-        _require(self.wire_version >= 1, f"wire_version must be at least 1, not {self.wire_version}")
+        require(self.wire_version >= 1, f"wire_version must be at least 1, not {self.wire_version}")
         for label in ("software_version", "name", "device", "fingerprint"):
-            _name(label, getattr(self, label))
-        _require(self.threads >= 1, f"threads must be at least 1, not {self.threads}")
+            check_name(label, getattr(self, label))
+        require(self.threads >= 1, f"threads must be at least 1, not {self.threads}")
         limit = self.memory_limit_bytes
-        _require(limit is None or limit > 0, f"memory_limit_bytes must be positive or None, not {limit}")
+        require(limit is None or limit > 0, f"memory_limit_bytes must be positive or None, not {limit}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,11 +84,7 @@ class Refused:
     reason: str
 
     def __post_init__(self) -> None:
-        _require(bool(self.reason), "reason must not be empty")
-
-
-_WEIGHT_KEYS = frozenset({"digest", "dtype", "shape"})
-_PEER_KEYS = frozenset({"participant", "address", "public_key", "halo_address"})
+        require(bool(self.reason), "reason must not be empty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,46 +112,21 @@ class Deploy:
     home_halo_address: str | None = None
 
     def __post_init__(self) -> None:
-        _name("session", self.session)
-        _count("epoch", self.epoch)
+        check_epoch(self.session, self.epoch)
         inside = 0 <= self.participant < self.num_participants
-        _require(inside, f"participant {self.participant} is not one of {self.num_participants}")
-        _digest("graph_digest", self.graph_digest)
-        _digest("plan_digest", self.plan_digest)
-        _count("operator_table_version", self.operator_table_version)
-        _name("precision", self.precision)
+        require(inside, f"participant {self.participant} is not one of {self.num_participants}")
+        check_digest("graph_digest", self.graph_digest)
+        check_digest("plan_digest", self.plan_digest)
+        check_count("operator_table_version", self.operator_table_version)
+        check_name("precision", self.precision)
         for weight in self.weights:
-            _weight(weight)
+            check_weight(weight)
         if self.home_halo_address is not None:
-            _name("home_halo_address", self.home_halo_address)
+            check_name("home_halo_address", self.home_halo_address)
         for peer in self.peers:
-            _peer(peer, self.num_participants)
+            check_peer(peer, self.num_participants)
         participants = [peer["participant"] for peer in self.peers]
-        _require(len(set(participants)) == len(participants), f"peers name a participant twice: {participants[:32]}")
-
-
-def _weight(weight: Description) -> None:
-    _keys("a weight", weight, _WEIGHT_KEYS)
-    digest, dtype, shape = weight["digest"], weight["dtype"], weight["shape"]
-    _require(type(digest) is str and type(dtype) is str, "a weight's digest and dtype must be text")
-    _require(
-        type(shape) is tuple and {type(size) for size in shape} <= {int}, "a weight's shape must be a tuple of int"
-    )
-    _digest("a weight's digest", digest)
-    tensor_bytes(dtype, shape)
-
-
-def _peer(peer: Description, num_participants: int) -> None:
-    _keys("a peer", peer, _PEER_KEYS)
-    participant, address, public_key = peer["participant"], peer["address"], peer["public_key"]
-    halo = peer["halo_address"]
-    _require(halo is None or type(halo) is str, "a peer's halo_address must be None or text")
-    _require(type(participant) is int and type(address) is str, "a peer's participant must be int, its address text")
-    _require(0 <= participant < num_participants, f"peer {participant} is not one of {num_participants} participants")
-    _name("a peer's address", address)
-    if public_key is not None:
-        known = type(public_key) is str and _PUBLIC_KEY.fullmatch(public_key) is not None
-        _require(known, "a peer's public_key must be None or 40 characters of Z85")
+        require(len(set(participants)) == len(participants), f"peers name a participant twice: {participants[:32]}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,10 +138,9 @@ class Need:
     digests: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        _name("session", self.session)
-        _count("epoch", self.epoch)
+        check_epoch(self.session, self.epoch)
         for digest in self.digests:
-            _digest("a digest", digest)
+            check_digest("a digest", digest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,8 +153,8 @@ class Weights:
     payload: Buffer = field(repr=False)
 
     def __post_init__(self) -> None:
-        _digest("digest", self.digest)
-        _payload(self.dtype, self.shape, self.payload)
+        check_digest("digest", self.digest)
+        check_payload(self.dtype, self.shape, self.payload)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,10 +167,9 @@ class Ready:
     weight_bytes: int
 
     def __post_init__(self) -> None:
-        _name("session", self.session)
-        _count("epoch", self.epoch)
-        _seconds("seconds", self.seconds)
-        _count("weight_bytes", self.weight_bytes)
+        check_epoch(self.session, self.epoch)
+        check_seconds("seconds", self.seconds)
+        check_count("weight_bytes", self.weight_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,8 +198,8 @@ class Piece:
 
     def __post_init__(self) -> None:
         """Written out in full: every halo comes through here."""
-        _name("session", self.session)
-        _name("tensor", self.tensor)
+        check_name("session", self.session)
+        check_name("tensor", self.tensor)
         if self.epoch < 0 or self.request < 0:
             raise ValueError(f"epoch and request must not be negative, not {self.epoch} and {self.request}")
         if self.dim < -1:
@@ -313,7 +214,7 @@ class Piece:
             raise ValueError(
                 f"layout must be nchw, or nhwc of 4 dimensions, not {self.layout[:9]!r} of {len(self.shape)}"
             )
-        _payload(self.dtype, self.shape, self.payload)
+        check_payload(self.dtype, self.shape, self.payload)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,9 +226,7 @@ class Abort:
     request: int
 
     def __post_init__(self) -> None:
-        _name("session", self.session)
-        _count("epoch", self.epoch)
-        _count("request", self.request)
+        check_request(self.session, self.epoch, self.request)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,9 +237,9 @@ class Close:
     epoch: int | None = None
 
     def __post_init__(self) -> None:
-        _name("session", self.session)
+        check_name("session", self.session)
         if self.epoch is not None:
-            _count("epoch", self.epoch)
+            check_count("epoch", self.epoch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,7 +249,7 @@ class Ping:
     token: int
 
     def __post_init__(self) -> None:
-        _count("token", self.token)
+        check_count("token", self.token)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,7 +259,7 @@ class Pong:
     token: int
 
     def __post_init__(self) -> None:
-        _count("token", self.token)
+        check_count("token", self.token)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -375,13 +274,12 @@ class Failed:
     layer: str | None
 
     def __post_init__(self) -> None:
-        _name("session", self.session)
-        _count("epoch", self.epoch)
+        check_epoch(self.session, self.epoch)
         if self.request is not None:
-            _count("request", self.request)
-        _name("error", self.error)
+            check_count("request", self.request)
+        check_name("error", self.error)
         if self.layer is not None:
-            _name("layer", self.layer)
+            check_name("layer", self.layer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -398,8 +296,8 @@ class Measure:
 
     def __post_init__(self) -> None:
         for weight in self.weights:
-            _weight(weight)
-        _require(1 <= self.repeats <= 10_000, f"repeats must be 1 to 10000, not {self.repeats}")
+            check_weight(weight)
+        require(1 <= self.repeats <= 10_000, f"repeats must be 1 to 10000, not {self.repeats}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -413,12 +311,12 @@ class Measured:
     engine_factor: float
 
     def __post_init__(self) -> None:
-        _seconds("engine_factor", self.engine_factor)
+        check_seconds("engine_factor", self.engine_factor)
         for layer, axis, length, seconds in self.seconds:
-            _name("layer", layer)
-            _name("axis", axis)
-            _count("length", length)
-            _seconds("seconds", seconds)
+            check_name("layer", layer)
+            check_name("axis", axis)
+            check_count("length", length)
+            check_seconds("seconds", seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -428,7 +326,7 @@ class AskStatistics:
     session: str
 
     def __post_init__(self) -> None:
-        _name("session", self.session)
+        check_name("session", self.session)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -439,9 +337,9 @@ class Statistics:
     values: dict[str, int | float | str]
 
     def __post_init__(self) -> None:
-        _name("session", self.session)
+        check_name("session", self.session)
         for name in self.values:
-            _name("a statistic", name)
+            check_name("a statistic", name)
 
 
 def requests_of(epoch: int) -> str:
@@ -466,9 +364,7 @@ class Trace:
     request: int
 
     def __post_init__(self) -> None:
-        _name("session", self.session)
-        _count("epoch", self.epoch)
-        _count("request", self.request)
+        check_request(self.session, self.epoch, self.request)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -478,7 +374,7 @@ class Clock:
     now_s: float
 
     def __post_init__(self) -> None:
-        _seconds("now_s", self.now_s)
+        check_seconds("now_s", self.now_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -490,9 +386,7 @@ class AskTraced:
     request: int
 
     def __post_init__(self) -> None:
-        _name("session", self.session)
-        _count("epoch", self.epoch)
-        _count("request", self.request)
+        check_request(self.session, self.epoch, self.request)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -505,61 +399,17 @@ class Traced:
     notes: tuple[tuple[int, float, float], ...]
 
     def __post_init__(self) -> None:
-        _name("session", self.session)
-        _count("epoch", self.epoch)
-        _count("request", self.request)
+        check_request(self.session, self.epoch, self.request)
         for instruction, start_s, stop_s in self.notes:
-            _count("an instruction", instruction)
-            _seconds("start", start_s)
-            _seconds("stop", stop_s)
-            _require(start_s <= stop_s, f"instruction {instruction} stops at {stop_s} s, before it starts at {start_s}")
+            check_count("an instruction", instruction)
+            check_seconds("start", start_s)
+            check_seconds("stop", stop_s)
+            require(start_s <= stop_s, f"instruction {instruction} stops at {stop_s} s, before it starts at {start_s}")
 
 
 Message: TypeAlias = (
-    Hello
-    | Welcome
-    | Refused
-    | Deploy
-    | Need
-    | Weights
-    | Ready
-    | Piece
-    | Abort
-    | Close
-    | Ping
-    | Pong
-    | Failed
-    | Measure
-    | Measured
-    | AskStatistics
-    | Statistics
-    | Trace
-    | Clock
-    | AskTraced
-    | Traced
-)
-
-MESSAGES: tuple[type[Message], ...] = (
-    Hello,
-    Welcome,
-    Refused,
-    Deploy,
-    Need,
-    Weights,
-    Ready,
-    Piece,
-    Abort,
-    Close,
-    Ping,
-    Pong,
-    Failed,
-    Measure,
-    Measured,
-    AskStatistics,
-    Statistics,
-    Trace,
-    Clock,
-    AskTraced,
-    Traced,
-)
+    Hello | Welcome | Refused | Deploy | Need | Weights | Ready | Piece | Abort | Close | Ping | Pong | Failed
+    | Measure | Measured | AskStatistics | Statistics | Trace | Clock | AskTraced | Traced
+)  # fmt: skip
+MESSAGES: tuple[type[Message], ...] = get_args(Message)
 """Every message there is, in the order of a session's life."""

@@ -14,7 +14,8 @@ from edgedi.runtime import halo_links
 from edgedi.runtime.frames import split
 from edgedi.runtime.halo_links import SCHEME, HaloLink
 from edgedi.runtime.keys import KeyPair, parse_worker_address
-from edgedi.runtime.messages import Buffer, Piece
+from edgedi.runtime.messages import Piece
+from edgedi.runtime.payloads import Buffer
 from edgedi.runtime.security import apply_curve_client, apply_socket_options
 from edgedi.runtime.wire import encode
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import msgpack
 
-from edgedi.runtime.messages import Buffer, Piece, buffer_bytes
+from edgedi.runtime.messages import Piece
+from edgedi.runtime.payloads import Buffer, buffer_bytes
 
 TAIL = struct.Struct(">BQBd")
 """``request`` as msgpack's uint 64 and ``deadline_s`` as its float 64, each behind its marker."""

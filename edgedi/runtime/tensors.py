@@ -16,7 +16,7 @@ from torch import Tensor
 from edgedi.partition.graph import LayerGraph
 from edgedi.partition.program import Piece
 from edgedi.runtime.kernels.eager import TORCH_DTYPES
-from edgedi.runtime.messages import Buffer
+from edgedi.runtime.payloads import Buffer
 
 __all__ = ["Tensor", "device_available", "from_wire", "inference", "made_on", "set_up_torch", "to_wire"]
 

@@ -22,7 +22,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import msgpack
 
 from edgedi.errors import LocalProtocolError, RemoteProtocolError
-from edgedi.runtime.messages import MESSAGES, Buffer, Hello, Message, Piece, Refused, Welcome
+from edgedi.runtime.messages import MESSAGES, Hello, Message, Piece, Refused, Welcome
+from edgedi.runtime.payloads import Buffer
 from edgedi.runtime.piece_headers import PieceHeaders
 
 WIRE_VERSION = 3

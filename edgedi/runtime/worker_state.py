@@ -33,8 +33,8 @@ from edgedi.runtime.messages import (
     Refused,
     Trace,
     Weights,
-    buffer_bytes,
 )
+from edgedi.runtime.payloads import buffer_bytes
 from edgedi.runtime.wire import WIRE_VERSION
 
 MAX_PARKED = 256

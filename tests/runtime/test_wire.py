@@ -24,8 +24,6 @@ from edgedi.errors import EdgediError, LocalProtocolError, RemoteProtocolError
 from edgedi.runtime import messages, wire
 from edgedi.runtime.messages import (
     COORDINATOR,
-    ITEM_BYTES,
-    LAYOUTS,
     MESSAGES,
     Clock,
     Close,
@@ -45,6 +43,7 @@ from edgedi.runtime.messages import (
     Weights,
     Welcome,
 )
+from edgedi.runtime.payloads import ITEM_BYTES, LAYOUTS
 from edgedi.runtime.piece_headers import PieceHeaders
 from edgedi.runtime.wire import FIELD_LIMITS, LARGE_KINDS, LIMITS, WIRE_VERSION, decode, encode
 
