@@ -58,6 +58,8 @@ PURE = (
     "edgedi.runtime.messages",
     "edgedi.runtime.wire",
     "edgedi.runtime.piece_headers",
+    "edgedi.runtime.worker_events",
+    "edgedi.runtime.worker_actions",
     "edgedi.runtime.*_state",
     "edgedi.runtime.trace",
     "edgedi.runtime.frames",

@@ -24,7 +24,8 @@ from edgedi.partition.program import Piece as ProgramPiece
 from edgedi.partition.program import participant_name
 from edgedi.runtime import device as device_facts
 from edgedi.runtime import halo_links
-from edgedi.runtime import worker_state as state
+from edgedi.runtime import worker_actions as actions
+from edgedi.runtime import worker_events as events
 from edgedi.runtime.allocator import keep_freed_memory, release_freed_memory
 from edgedi.runtime.executor import LoadedProgram, ProgramRun
 from edgedi.runtime.frames import joined
@@ -65,6 +66,7 @@ from edgedi.runtime.tensors import Tensor, from_wire, inference, set_up_torch, t
 from edgedi.runtime.version import software_version
 from edgedi.runtime.weights import WeightStore
 from edgedi.runtime.wire import WIRE_VERSION, decode, encode
+from edgedi.runtime.worker_state import WorkerState
 
 log = logging.getLogger("edgedi.worker")
 _IDLE_POLL_MS = 1_000
@@ -129,14 +131,14 @@ class Worker:
         self._baseline_memory_bytes = device_facts.memory_bytes()
         """After the imports, before anything is served: ``import torch`` alone is half a gigabyte on some machines."""
         self._pace = pace_of(options.speed)
-        self._pinned: dict[state.Epoch, tuple[str, ...]] = {}
+        self._pinned: dict[events.Epoch, tuple[str, ...]] = {}
         self._packer = fused.Packer() if fused.available() and options.device == "cpu" else None
         self._store = WeightStore(options.memory_limit_bytes, device=options.device, packer=self._packer)
-        self._state = state.WorkerState(self._store.missing)
-        self._epochs: dict[state.Epoch, _Installed] = {}
-        self._engines: dict[state.Epoch, str] = {}
-        self._requests: dict[state.Request, _Request] = {}
-        self._notes: dict[str, tuple[state.Request, list[Note]]] = {}
+        self._state = WorkerState(self._store.missing)
+        self._epochs: dict[events.Epoch, _Installed] = {}
+        self._engines: dict[events.Epoch, str] = {}
+        self._requests: dict[events.Request, _Request] = {}
+        self._notes: dict[str, tuple[events.Request, list[Note]]] = {}
         """The traced request of each session that has one."""
         self._stopped = False
         self._owns_context = context is None
@@ -149,18 +151,18 @@ class Worker:
         self._patience = Patience()
         self._counts: dict[str, int | float] = {"requests": 0, "busy_s": 0.0, "sent_bytes": 0, "received_bytes": 0}
         self._perform: dict[type, Callable[[Any], None]] = {
-            state.Reply: lambda a: self._send(a.link, a.message),
-            state.Greet: self._greet,
-            state.Store: self._keep,
-            state.Expect: self._expect,
-            state.Install: self._install,
-            state.Uninstall: self._uninstall,
-            state.Deliver: self._deliver,
-            state.Forget: self._forget,
-            state.RunMeasure: self._measure,
-            state.TellStatistics: self._tell,
-            state.NoteRequest: self._note,
-            state.TellTraced: self._tell_traced,
+            actions.Reply: lambda a: self._send(a.link, a.message),
+            actions.Greet: self._greet,
+            actions.Store: self._keep,
+            actions.Expect: self._expect,
+            actions.Install: self._install,
+            actions.Uninstall: self._uninstall,
+            actions.Deliver: self._deliver,
+            actions.Forget: self._forget,
+            actions.RunMeasure: self._measure,
+            actions.TellStatistics: self._tell,
+            actions.NoteRequest: self._note,
+            actions.TellTraced: self._tell_traced,
         }
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -196,7 +198,7 @@ class Worker:
                         self._pace.wait(self._poller.poll, _IDLE_POLL_MS)
                     self._accept_peers()
                     self._drain()
-                    self._do(state.Tick(self._clock()))
+                    self._do(events.Tick(self._clock()))
         finally:
             self.close()
 
@@ -274,7 +276,7 @@ class Worker:
             return
         if isinstance(message, Piece):  # a halo link carries nothing else
             self._counts["received_bytes"] += len(message.payload)
-            self._do(state.Received(b"", message, self._clock()))
+            self._do(events.Received(b"", message, self._clock()))
 
     def _receive(self, link: bytes, frames: list[zmq.Frame]) -> None:
         try:
@@ -291,9 +293,9 @@ class Worker:
             # Links from outside all prove a key here; one without is this process's own, if it has a way in.
             from_home = key is None and self._home_endpoint is not None
             only_peer = not from_home and (key is None or not self._authenticator.is_client(key))
-        self._do(state.Received(link, message, self._clock(), key, only_peer))
+        self._do(events.Received(link, message, self._clock(), key, only_peer))
 
-    def _do(self, event: state.Event) -> None:
+    def _do(self, event: events.Event) -> None:
         for action in self._state.handle(event):
             try:
                 self._perform[type(action)](action)
@@ -313,7 +315,7 @@ class Worker:
 
     # --- actions -----------------------------------------------------------------------------------------------------
 
-    def _greet(self, action: state.Greet) -> None:
+    def _greet(self, action: actions.Greet) -> None:
         options = self._options
         welcome = Welcome(
             wire_version=WIRE_VERSION,
@@ -330,7 +332,7 @@ class Worker:
         )
         self._send(action.link, welcome)
 
-    def _keep(self, action: state.Store) -> None:
+    def _keep(self, action: actions.Store) -> None:
         weights = action.weights
         tensor = from_wire(weights.payload, weights.dtype, weights.shape, _layout(weights.shape), own=True)
         try:
@@ -339,9 +341,9 @@ class Worker:
             self._send(action.link, Refused(reason=str(error)))
             return
         self._pace.forget()
-        self._do(state.Stored(weights.digest))
+        self._do(events.Stored(weights.digest))
 
-    def _expect(self, action: state.Expect) -> None:
+    def _expect(self, action: actions.Expect) -> None:
         """Pin what is here of a program's weights, and let the session's other workers in: the coordinator vouches."""
         deploy = action.deploy
         digests = tuple(weight["digest"] for weight in deploy.weights)
@@ -351,7 +353,7 @@ class Worker:
             keys = [peer["public_key"] for peer in deploy.peers if peer["public_key"] is not None]
             self._authenticator.admit(deploy.session, keys)
 
-    def _install(self, action: state.Install) -> None:
+    def _install(self, action: actions.Install) -> None:
         deploy, started_s = action.deploy, self._clock()
         epoch = (deploy.session, deploy.epoch)
         groups = self._groups()
@@ -370,7 +372,7 @@ class Worker:
                 session=deploy.session, epoch=deploy.epoch, request=None, error=kind, text=text, layer=layer
             )  # fmt: skip
             self._send(action.link, failed)
-            self._do(state.InstallFailed(epoch))
+            self._do(events.InstallFailed(epoch))
             return
         self._epochs[epoch] = _Installed(deploy, program, expected_pieces(program.program, program.graph))
         self._engines[epoch] = str(groups) if groups is not None else "torch"
@@ -383,7 +385,7 @@ class Worker:
             action.link,
             Ready(session=deploy.session, epoch=deploy.epoch, seconds=seconds, weight_bytes=weight_bytes),
         )
-        self._do(state.Installed(epoch))
+        self._do(events.Installed(epoch))
 
     def _engine_name(self) -> str:
         return "torch" if self._groups() is None else f"torch-{openvino_graph.version()}"
@@ -409,7 +411,7 @@ class Worker:
             if peer["public_key"] is None and self._options.keypair is not None:
                 raise SecurityError(f"no public key is given for peer {peer['address']}, and this worker wants one")
 
-    def _uninstall(self, action: state.Uninstall) -> None:
+    def _uninstall(self, action: actions.Uninstall) -> None:
         installed = self._epochs.pop(action.epoch, None)
         self._engines.pop(action.epoch, None)
         if installed is not None and installed.links is not None:
@@ -421,10 +423,10 @@ class Worker:
         if self._authenticator is not None and session not in self._state.sessions:
             self._authenticator.dismiss(session)
 
-    def _forget(self, action: state.Forget) -> None:
+    def _forget(self, action: actions.Forget) -> None:
         self._requests.pop(action.request, None)
 
-    def _deliver(self, action: state.Deliver) -> None:
+    def _deliver(self, action: actions.Deliver) -> None:
         piece, key = action.piece, action.request
         request = self._requests.get(key)
         if request is None:
@@ -442,7 +444,7 @@ class Worker:
         tensor = from_wire(piece.payload, piece.dtype, piece.shape, piece.layout, own=False)
         request.run.deliver(named, piece.source, tensor.to(self._options.device))
 
-    def _new_run(self, key: state.Request, program: LoadedProgram) -> ProgramRun:
+    def _new_run(self, key: events.Request, program: LoadedProgram) -> ProgramRun:
         traced, notes = self._notes.get(key[0], (None, []))
         return NotedRun(program, notes=notes, clock=self._settled_clock) if traced == key else ProgramRun(program)
 
@@ -451,7 +453,7 @@ class Worker:
         self._pace.settle()
         return self._clock()
 
-    def _measure(self, action: state.RunMeasure) -> None:
+    def _measure(self, action: actions.RunMeasure) -> None:
         """Time a program on noise; nothing of it stays."""
         message, options = action.message, self._options
         try:
@@ -473,7 +475,7 @@ class Worker:
         self._pace.forget()
         self._send(action.link, Measured(seconds=seconds, engine_factor=engine_factor))
 
-    def _tell(self, action: state.TellStatistics) -> None:
+    def _tell(self, action: actions.TellStatistics) -> None:
         values: dict[str, int | float | str] = {
             **self._counts,
             "weight_bytes": self._store.num_bytes,
@@ -490,13 +492,13 @@ class Worker:
                 values |= {requests_of(epoch): installed.requests, busy_s_of(epoch): installed.busy_s}
         self._send(action.link, Statistics(session=action.session, values=values))
 
-    def _note(self, action: state.NoteRequest) -> None:
+    def _note(self, action: actions.NoteRequest) -> None:
         session = action.request[0]
         if session not in self._notes or self._notes[session][0] != action.request:
             self._notes[session] = (action.request, [])
         self._send(action.link, Clock(now_s=self._clock()))
 
-    def _tell_traced(self, action: state.TellTraced) -> None:
+    def _tell_traced(self, action: actions.TellTraced) -> None:
         session, epoch, number = action.request
         _, notes = self._notes.pop(session)
         self._send(action.link, Traced(session=session, epoch=epoch, request=number, notes=tuple(notes)))
@@ -514,7 +516,7 @@ class Worker:
             return True
         return False
 
-    def _advance(self, key: state.Request, request: _Request) -> None:
+    def _advance(self, key: events.Request, request: _Request) -> None:
         started_s = self._clock()
         try:
             self._connect_peers(request.installed)
@@ -540,11 +542,11 @@ class Worker:
                 self._context, deploy.peers, options.keypair, deploy.home_halo_address, proxy=options.proxy
             )
 
-    def _end(self, key: state.Request) -> None:
+    def _end(self, key: events.Request) -> None:
         self._requests.pop(key, None)
-        self._do(state.Ended(key))
+        self._do(events.Ended(key))
 
-    def _fail(self, key: state.Request, request: _Request, error: Exception) -> None:
+    def _fail(self, key: events.Request, request: _Request, error: Exception) -> None:
         log.warning("request %d of session %s failed at %s: %s", key[2], key[0], request.run.current_layer, error)
         owner = self._state.owner(key[0])
         if owner is not None:
@@ -555,7 +557,7 @@ class Worker:
             ))  # fmt: skip
 
     def _send_piece(
-        self, key: state.Request, request: _Request, piece: ProgramPiece, tensor: Tensor, target: int
+        self, key: events.Request, request: _Request, piece: ProgramPiece, tensor: Tensor, target: int
     ) -> None:
         payload, dtype, shape, layout = to_wire(tensor)
         message = Piece(

@@ -36,6 +36,33 @@ from edgedi.runtime.messages import (
 )
 from edgedi.runtime.payloads import buffer_bytes
 from edgedi.runtime.wire import WIRE_VERSION
+from edgedi.runtime.worker_actions import (
+    Action,
+    Deliver,
+    Expect,
+    Forget,
+    Greet,
+    Install,
+    NoteRequest,
+    Reply,
+    RunMeasure,
+    Store,
+    TellStatistics,
+    TellTraced,
+    Uninstall,
+)
+from edgedi.runtime.worker_events import (
+    SAME_USER,
+    Ended,
+    Epoch,
+    Event,
+    Installed,
+    InstallFailed,
+    Received,
+    Request,
+    Stored,
+    Tick,
+)
 
 MAX_PARKED = 256
 """Pieces kept for epochs that are not installed yet; the oldest go first."""
@@ -46,182 +73,7 @@ MAX_ENDED = 1024
 SESSION_SILENCE_S = 60.0
 """A session whose coordinator says nothing for this long is closed."""
 
-SAME_USER = b""
-"""Link of the pieces that come from processes of the same user on this machine, without keys."""
-
-Epoch = tuple[str, int]
-Request = tuple[str, int, int]
 MissingWeights = Callable[[Iterable[str]], tuple[str, ...]]
-
-
-# --- events ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """``message`` arrived over ``link`` at time ``now_s``.
-
-    ``key`` is the public key that its sender proved, ``None`` where links are open. ``only_peer`` says that this key
-    was let in by a session's owner as one of its peers, and by nobody else.
-    """
-
-    link: bytes
-    message: Message
-    now_s: float
-    key: str | None = None
-    only_peer: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Weights were checked and kept."""
-
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class Installed:
-    """An epoch's program is loaded."""
-
-    epoch: Epoch
-
-
-@dataclass(frozen=True, slots=True)
-class InstallFailed:
-    """An epoch's program could not be loaded; the coordinator has been told."""
-
-    epoch: Epoch
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A request is done or has failed."""
-
-    request: Request
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time passes."""
-
-    now_s: float
-
-
-Event = Received | Stored | Installed | InstallFailed | Ended | Tick
-
-
-# --- actions ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """Send ``message`` over ``link``."""
-
-    link: bytes
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Greet:
-    """Say who this worker is."""
-
-    link: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """Check weights that some session waits for, and keep them."""
-
-    link: bytes
-    weights: Weights
-
-
-@dataclass(frozen=True, slots=True)
-class Expect:
-    """A program is coming: hold on to its weights, and let its peers in, before any of them can knock."""
-
-    deploy: Deploy
-
-
-@dataclass(frozen=True, slots=True)
-class Install:
-    """Load the program of an epoch: its weights are all here."""
-
-    link: bytes
-    deploy: Deploy
-
-
-@dataclass(frozen=True, slots=True)
-class Uninstall:
-    """Undo ``Expect`` and, where it came to that, ``Install``."""
-
-    epoch: Epoch
-
-
-@dataclass(frozen=True, slots=True)
-class Deliver:
-    """Give ``piece`` to its request, which may be new."""
-
-    request: Request
-    piece: Piece
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """Drop a request and all that it holds."""
-
-    request: Request
-
-
-@dataclass(frozen=True, slots=True)
-class RunMeasure:
-    """Time every layer of an installed program."""
-
-    link: bytes
-    message: Measure
-
-
-@dataclass(frozen=True, slots=True)
-class TellStatistics:
-    """Tell a session's owner what this worker has counted."""
-
-    link: bytes
-    session: str
-
-
-@dataclass(frozen=True, slots=True)
-class NoteRequest:
-    """Note when each instruction of a request starts and stops, and tell the time."""
-
-    link: bytes
-    request: Request
-
-
-@dataclass(frozen=True, slots=True)
-class TellTraced:
-    """Tell what was noted of a request, and forget it."""
-
-    link: bytes
-    request: Request
-
-
-Action = (
-    Reply
-    | Greet
-    | Store
-    | Expect
-    | Install
-    | Uninstall
-    | Deliver
-    | Forget
-    | RunMeasure
-    | TellStatistics
-    | NoteRequest
-    | TellTraced
-)
-
-
-# --- the machine -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgedi.partition.operators import OPERATOR_TABLE_VERSION
-from edgedi.runtime import worker_state as state
 from edgedi.runtime.messages import (
     MESSAGES,
     Abort,
@@ -36,33 +35,34 @@ from edgedi.runtime.messages import (
     Welcome,
 )
 from edgedi.runtime.wire import WIRE_VERSION
-from edgedi.runtime.worker_state import (
-    MAX_ENDED,
-    MAX_PARKED,
-    MAX_PARKED_BYTES,
-    SAME_USER,
-    SESSION_SILENCE_S,
+from edgedi.runtime.worker_actions import (
     Action,
     Deliver,
-    Ended,
     Expect,
     Forget,
     Greet,
     Install,
-    Installed,
-    InstallFailed,
     NoteRequest,
-    Received,
     Reply,
     RunMeasure,
     Store,
-    Stored,
     TellStatistics,
     TellTraced,
-    Tick,
     Uninstall,
-    WorkerState,
 )
+from edgedi.runtime.worker_events import (
+    SAME_USER,
+    Ended,
+    Epoch,
+    Event,
+    Installed,
+    InstallFailed,
+    Received,
+    Request,
+    Stored,
+    Tick,
+)
+from edgedi.runtime.worker_state import MAX_ENDED, MAX_PARKED, MAX_PARKED_BYTES, SESSION_SILENCE_S, WorkerState
 
 OWNER, OTHER, PEER = b"owner", b"other", b"peer!"
 KEY, OTHER_KEY, PEER_KEY = "k" * 40, "o" * 40, "p" * 40
@@ -512,7 +512,7 @@ def test_every_action_has_a_test_here() -> None:
         Reply, Greet, Store, Expect, Install, Uninstall, Deliver, Forget, RunMeasure, TellStatistics,
         NoteRequest, TellTraced,
     }  # fmt: skip
-    assert set(get_args(state.Event)) == {Received, Stored, Installed, InstallFailed, Ended, Tick}
+    assert set(get_args(Event)) == {Received, Stored, Installed, InstallFailed, Ended, Tick}
 
 
 sessions, epochs, requests = st.sampled_from("ab"), st.integers(0, 2), st.integers(0, 3)
@@ -543,12 +543,12 @@ class Obedient:
 
     def __init__(self, *, fails: bool) -> None:
         self.machine, self.fails = Machine(), fails
-        self.expected: set[state.Epoch] = set()
-        self.installed: set[state.Epoch] = set()
-        self.live: set[state.Request] = set()
-        self.noted: dict[str, state.Request] = {}
+        self.expected: set[Epoch] = set()
+        self.installed: set[Epoch] = set()
+        self.live: set[Request] = set()
+        self.noted: dict[str, Request] = {}
 
-    def take(self, event: state.Event) -> None:
+    def take(self, event: Event) -> None:
         if isinstance(event, Ended):
             self.live.discard(event.request)
         for action in self.machine.state.handle(event):
@@ -581,7 +581,7 @@ class Obedient:
             case TellTraced(request=request):
                 assert self.noted.pop(request[0]) == request
 
-    def install(self, epoch: state.Epoch) -> None:
+    def install(self, epoch: Epoch) -> None:
         assert epoch in self.expected
         assert epoch not in self.installed
         if not self.fails:
@@ -591,7 +591,7 @@ class Obedient:
 
 @settings(max_examples=300, deadline=None)
 @given(events=st.lists(steps, max_size=40), fails=st.booleans())
-def test_whatever_happens_everything_installed_is_uninstalled_once(events: list[state.Event], fails: bool) -> None:
+def test_whatever_happens_everything_installed_is_uninstalled_once(events: list[Event], fails: bool) -> None:
     worker = Obedient(fails=fails)
     for event in events:
         worker.take(event)
