@@ -34,7 +34,8 @@ from edgedi.runtime.balance_state import EVERY_REQUESTS, REPLAN_WITHIN_REQUESTS
 from edgedi.runtime.executor import LoadedProgram, ProgramRun
 from edgedi.runtime.local_workers import share_cores
 from edgedi.runtime.noting import Changed, Kernel
-from edgedi.runtime.worker import Worker, WorkerOptions
+from edgedi.runtime.worker import Worker
+from edgedi.runtime.worker_options import WorkerOptions
 
 BAR = 1.15
 SLOW = 1

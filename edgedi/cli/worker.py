@@ -17,7 +17,8 @@ from edgedi.errors import EdgediError
 from edgedi.runtime.version import software_version
 
 if TYPE_CHECKING:
-    from edgedi.runtime.worker import Worker, WorkerOptions
+    from edgedi.runtime.worker import Worker
+    from edgedi.runtime.worker_options import WorkerOptions
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _MOST_THREADS = 1024
@@ -152,7 +153,7 @@ def _options(arguments: argparse.Namespace) -> WorkerOptions:
     keypair = load_keypair(arguments.key) if arguments.key else None
     _check_device(arguments.device)
     from edgedi.runtime.speed import Speed
-    from edgedi.runtime.worker import WorkerOptions
+    from edgedi.runtime.worker_options import WorkerOptions
 
     return WorkerOptions(
         host=arguments.host, port=arguments.port, name=arguments.name, threads=arguments.threads,

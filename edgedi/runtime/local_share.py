@@ -22,7 +22,8 @@ from edgedi.errors import EdgediError, SecurityError
 from edgedi.runtime.emulation import emulation_here
 from edgedi.runtime.keys import KeyPair, WorkerAddress
 from edgedi.runtime.security import is_loopback
-from edgedi.runtime.worker import Worker, WorkerOptions
+from edgedi.runtime.worker import Worker
+from edgedi.runtime.worker_options import WorkerOptions
 
 NAME = "here"
 _EVERYWHERE = "0.0.0.0"  # only with keys, see _host_for

@@ -14,6 +14,7 @@ from dataclasses import replace
 from edgedi.partition.program import Piece, Send
 from edgedi.runtime.executor import LoadedProgram, ProgramRun, SendPiece
 from edgedi.runtime.tensors import Tensor
+from edgedi.runtime.worker_events import Epoch, Request
 
 Kernel = Callable[..., Tensor]
 Note = tuple[int, float, float]
@@ -78,3 +79,31 @@ class NotedRun(ProgramRun):
         if not ended and self._missing_since_s is None:
             self._missing_since_s = self._clock()
         return ended
+
+
+class Notebook:
+    """What a worker has noted: of each session the one request that is traced, by (session, epoch, number)."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._notes: dict[str, tuple[Request, list[Note]]] = {}
+
+    def begin(self, request: Request) -> None:
+        """Note this request of its session and no other; what is there of it already stays."""
+        if request[0] not in self._notes or self._notes[request[0]][0] != request:
+            self._notes[request[0]] = (request, [])
+
+    def run(self, request: Request, program: LoadedProgram) -> ProgramRun:
+        """A run of the request, which notes if it shall."""
+        traced, notes = self._notes.get(request[0], (None, []))
+        return NotedRun(program, notes=notes, clock=self._clock) if traced == request else ProgramRun(program)
+
+    def take(self, session: str) -> list[Note]:
+        """The notes of a session, which are then forgotten."""
+        _, notes = self._notes.pop(session)
+        return notes
+
+    def forget(self, epoch: Epoch) -> None:
+        """Drop the notes of a request of this epoch."""
+        if epoch[0] in self._notes and self._notes[epoch[0]][0][:2] == epoch:
+            del self._notes[epoch[0]]

@@ -20,7 +20,8 @@ from edgedi.runtime.dealer import Dealer
 from edgedi.runtime.deployment import Deployer, Deployment
 from edgedi.runtime.messages import Message, Statistics, busy_s_of, requests_of
 from edgedi.runtime.verify import Comparison, relative_difference
-from edgedi.runtime.worker import Worker, WorkerOptions
+from edgedi.runtime.worker import Worker
+from edgedi.runtime.worker_options import WorkerOptions
 from tests.runtime.networks import image, small
 
 TOLERANCE = 2e-5

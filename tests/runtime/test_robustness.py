@@ -49,7 +49,8 @@ from edgedi.runtime.security import apply_socket_options
 from edgedi.runtime.verify import relative_difference
 from edgedi.runtime.version import software_version
 from edgedi.runtime.wire import WIRE_VERSION, decode, encode
-from edgedi.runtime.worker import Worker, WorkerOptions
+from edgedi.runtime.worker import Worker
+from edgedi.runtime.worker_options import WorkerOptions
 from tests.runtime.networks import image, small
 from tests.runtime.test_wire import exploits
 
