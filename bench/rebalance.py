@@ -148,7 +148,7 @@ def until_replanned(session: Session, x: Tensor, replans: int) -> tuple[list[flo
 
 def told_profile(session: Session, slowdown: float) -> ClusterProfile:
     """The session's own profile with the slowdown put in by hand."""
-    deployment = session._latest().main
+    deployment = session._plans.latest().main
     cluster = session._deployer._cluster(deployment.capture, deployment.links)
     return cluster.with_speeds([1 / slowdown if k == SLOW else 1.0 for k in range(cluster.num_workers)])
 
@@ -174,7 +174,7 @@ def compare(model: nn.Module, x: Tensor, workers: Workers, slowdown: float, roun
             for _ in range(rounds):  # in turns, so that what else this machine does meets both
                 after += seconds_each(session, x, 1)
                 ideal += seconds_each(told, x, 1)
-        slowdowns = session._latest().main.slowdowns
+        slowdowns = session._plans.latest().main.slowdowns
         found = line("replanned", after, f"for slowdowns of {', '.join(f'{s:.2f}' for s in slowdowns)}")
         wanted = line("planned for these speeds from the start", ideal)
         shared = before * 2 / (1 + 1 / slowdown)

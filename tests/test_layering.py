@@ -43,6 +43,7 @@ TORCH_IMPORTERS = (
     # The coordinator's side only: it holds the user's model and answers.
     "edgedi.runtime.reference",
     "edgedi.runtime.verify",
+    "edgedi.runtime.plans_by_shape",
     "edgedi.runtime.session",
     "edgedi.runtime.distribute",
     "edgedi.bench.*",  # builds and trains the demo's network; runs beside the workers, never in one

@@ -7,13 +7,12 @@ again. A request that loses its worker is answered by the model itself, here, wh
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import secrets
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from edgedi.errors import EdgediError, GraphError, PlanError, WorkerLost
-from edgedi.partition.capture import Capture, as_arguments, capture_model
+from edgedi.errors import EdgediError, WorkerLost
+from edgedi.partition.capture import Capture, as_arguments
 from edgedi.partition.placement import Placement
 from edgedi.partition.plan import Plan
 from edgedi.partition.profile import ClusterProfile
@@ -38,8 +37,10 @@ from edgedi.runtime.deployment import Deployer, Deployment
 from edgedi.runtime.keys import KeyPair, WorkerAddress
 from edgedi.runtime.local_share import LocalShare
 from edgedi.runtime.local_workers import LocalWorkers
-from edgedi.runtime.messages import AskStatistics, Close, Statistics
+from edgedi.runtime.messages import Close
+from edgedi.runtime.plans_by_shape import PlansByShape
 from edgedi.runtime.rebalance import Rebalancer, SessionPlans, busy_seconds_of
+from edgedi.runtime.session_statistics import SessionStatistics, Tally, bytes_per_link, told_by_workers
 from edgedi.runtime.tensors import in_wire_order
 from edgedi.runtime.trace import RequestTrace, Span, trace_json
 from edgedi.runtime.tracing import Recording, trace_path
@@ -47,34 +48,7 @@ from edgedi.runtime.verify import Comparison, compare, first_difference
 from edgedi.runtime.weights import weight_digest
 
 log = logging.getLogger("edgedi")
-STATISTICS_TIMEOUT_S = 5.0
-MAX_SHAPES = 8
-"""Input shapes whose captures and plans are kept."""
-
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionStatistics:
-    """A snapshot of a session. Times are wall-clock seconds as the caller of a request sees them."""
-
-    requests: int
-    local_answers: int
-    mean_s: float
-    last_s: float
-    predicted_s: float
-    bytes_per_link: Mapping[str, int]
-    """Payload bytes sent over each link since the session began: ``home -> name`` and back."""
-    busy_share: Mapping[str, float]
-    """Part of the time that requests were in flight in which each worker computed or sent."""
-    replans: int
-    """How often devices changed their speed so much that another plan was taken."""
-    predicted_busy_s: Mapping[str, float]
-    """Seconds per request that each worker is busy by the plan in use, for the latest input shape."""
-    measured_busy_s: Mapping[str, float]
-    """The same as measured under that plan; workers that have ended no request under it are left out."""
-    workers: Mapping[str, Mapping[str, Any]]
-    """What each worker counts of itself, all sessions together."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -123,27 +97,25 @@ class Session:
         self._name = secrets.token_hex(8)
         self._max_in_flight = max_in_flight
         self._slots = threading.BoundedSemaphore(max_in_flight)
-        self._lock = threading.RLock()  # over plans; held while one is made, so never taken by the coordinator's thread
-        self._counting = threading.Lock()  # over numbers, for a moment
-        self._dealers: OrderedDict[Any, Dealer] = OrderedDict()
-        self._captures: OrderedDict[Any, Capture] = OrderedDict()
+        self._tally = Tally()
         self._numbers = itertools.count()
-        self._last: Dealer | None = None
         self._last_inputs: tuple[Any, ...] = ()
-        self._too_small: set[tuple[Any, tuple[int, ...]]] = set()
-        """Shapes and workers of which it is known that no plan fits into their memory."""
-        self._num_requests = self._num_local = 0
-        self._total_s = self._last_s = 0.0
         self._closed = False
         self._helpers = ThreadPoolExecutor(1, thread_name_prefix="edgedi-verify")
         self._coordinator = Coordinator(self._addresses, keypair, share=share)
         self._deployer = Deployer(
             self._coordinator, self._addresses, self._name, planner, profile, say, share, objective, self._numbers
         )
-        plans = SessionPlans(self._in_use, self._try_out, self._exchange, self._free)
         unverified = verify == "never"
+        self._plans = plans = PlansByShape(
+            model, self._coordinator, self._deployer, self._name, len(self._addresses),
+            verified=unverified, allow_local=allow_local,
+        )  # fmt: skip
+        allowed = SessionPlans(plans.in_use, self._try_out, plans.exchange, plans.free)
         self._rebalancer = (
-            Rebalancer(self._coordinator, self._deployer, self._name, plans, verified=unverified) if rebalance else None
+            Rebalancer(self._coordinator, self._deployer, self._name, allowed, verified=unverified)
+            if rebalance
+            else None
         )
 
     # --- use -------------------------------------------------------------------------------------------------------
@@ -202,26 +174,21 @@ class Session:
     @property
     def plan(self) -> Plan:
         """The plan of the latest input shape; of several replicas, that of the one which answers most requests."""
-        return self._latest().main.plan
+        return self._plans.latest().main.plan
 
     @property
     def placement(self) -> Placement:
         """The replicas of the latest input shape, each with its workers and plan; one of them for latency."""
-        return self._latest().placement
-
-    def _latest(self) -> Dealer:
-        if self._last is None or not self._last.deployments:
-            raise WorkerLost("no plan is deployed: every worker is lost")
-        return self._last
+        return self._plans.latest().placement
 
     @property
     def programs(self) -> ProgramSet:
         """What each participant runs under ``plan``, and the graph that they run."""
-        return self._latest().main.programs
+        return self._plans.latest().main.programs
 
     def layer_seconds(self) -> tuple[Mapping[str, float], ...]:
         """Measure the bound of ``plan``: per worker, what its share of each layer takes while nobody exchanges."""
-        main = self._latest().main
+        main = self._plans.latest().main
         return seconds_alone(self._coordinator, main.programs, main.capture.weights, main.links, weight_digest)
 
     @property
@@ -231,41 +198,30 @@ class Session:
 
     def statistics(self) -> SessionStatistics:
         """A snapshot; asks every worker that is still there."""
-        counted: dict[str, Mapping[str, Any]] = {}
-        for index, welcome in enumerate(self._deployer.welcomes):
-            if self._coordinator.lost(index) is None:
-                try:
-                    answer = self._coordinator.ask(index, AskStatistics(session=self._name), Statistics)
-                    counted[f"{index}:{welcome.name}"] = answer.result(STATISTICS_TIMEOUT_S).values
-                except (EdgediError, TimeoutError):
-                    continue
-        traffic: dict[str, int] = {}
-        for (sent, received), (index, welcome) in zip(
-            self._coordinator.link_bytes(), enumerate(self._deployer.welcomes), strict=True
-        ):
-            traffic[f"home -> {index}:{welcome.name}"], traffic[f"{index}:{welcome.name} -> home"] = sent, received
-        in_use, names = self._in_use(), self.workers
+        names = self.workers
+        told = told_by_workers(self._coordinator, self._name, names)
+        in_use, last = self._plans.in_use(), self._plans.last
         predicted_busy_s, measured_busy_s = busy_seconds_of(
-            in_use.deployments if in_use is not None else (), lambda link: f"{link}:{names[link]}", counted
+            in_use.deployments if in_use is not None else (), lambda link: f"{link}:{names[link]}", told
         )
-        with self._counting:
-            busy = {
-                name: min(1.0, float(values["busy_s"]) / self._total_s) if self._total_s else 0.0
-                for name, values in counted.items()
-            }
-            return SessionStatistics(
-                requests=self._num_requests,
-                local_answers=self._num_local,
-                mean_s=self._total_s / max(1, self._num_requests),
-                last_s=self._last_s,
-                predicted_s=self._last.placement.latency_s if self._last and self._last.deployments else 0.0,
-                bytes_per_link=traffic,
-                busy_share=busy,
-                replans=self._rebalancer.num_replans if self._rebalancer is not None else 0,
-                predicted_busy_s=predicted_busy_s,
-                measured_busy_s=measured_busy_s,
-                workers=counted,
-            )
+        counts = self._tally.read()
+        busy = {
+            name: min(1.0, float(values["busy_s"]) / counts.total_s) if counts.total_s else 0.0
+            for name, values in told.items()
+        }
+        return SessionStatistics(
+            requests=counts.requests,
+            local_answers=counts.local_answers,
+            mean_s=counts.total_s / max(1, counts.requests),
+            last_s=counts.last_s,
+            predicted_s=last.placement.latency_s if last is not None and last.deployments else 0.0,
+            bytes_per_link=bytes_per_link(self._coordinator, names),
+            busy_share=busy,
+            replans=self._rebalancer.num_replans if self._rebalancer is not None else 0,
+            predicted_busy_s=predicted_busy_s,
+            measured_busy_s=measured_busy_s,
+            workers=told,
+        )
 
     def close(self) -> None:
         """End the session: requests in flight end with ``WorkerLost``, local workers stop. Idempotent."""
@@ -299,106 +255,19 @@ class Session:
 
     def _prepare(self, first: Capture, args: tuple[Any, ...]) -> None:
         self._deployer.greet()
-        self._captures[_shape_key(args)] = first
-        self._dealer(args)
+        self._plans.begin(first, args)
 
     def _deal(self, ticket: _Ticket) -> Deployment | None:
         """The replica that answers a request; ``None`` when only this process is left."""
-        with self._lock:  # so that nobody drops a replica between the two lines
-            ticket.dealer = self._dealer(ticket.inputs)
-            ticket.deployment = ticket.dealer.take() if ticket.dealer is not None else None
+        ticket.dealer, ticket.deployment = self._plans.deal(ticket.inputs)
         return ticket.deployment
 
-    def _dealer(self, inputs: tuple[Any, ...]) -> Dealer | None:
-        """Who deals inputs of these shapes, made if need be; ``None`` when only this process is left."""
-        key = _shape_key(inputs)
-        with self._lock:
-            alive = [i for i in range(len(self._addresses)) if self._coordinator.lost(i) is None]
-            known = self._dealers.get(key)
-            if known is not None and self._leaves_somebody_out(known, alive):
-                del self._dealers[key]  # placed anew, on those that are left
-                known = None
-            if known is not None:
-                self._dealers.move_to_end(key)
-                return known if known.open else None
-            made = self._deploy(inputs, key, alive) if alive else None
-            if made is None:
-                self._check_local_is_allowed()
-                return None
-            self._dealers[key] = self._last = made
-            while len(self._dealers) > MAX_SHAPES:
-                _, oldest = self._dealers.popitem(last=False)
-                oldest.end(self._free)
-            return made
-
-    def _leaves_somebody_out(self, dealer: Dealer, alive: Sequence[int]) -> bool:
-        """Drop replicas of lost workers; whether a worker that lives has no replica any more."""
-        gone = dealer.drop(lambda link: link not in alive)
-        for known in gone:
-            self._free(known)
-        served = {link for deployment in dealer.deployments for link in deployment.links}
-        return not served or (bool(gone) and not served.issuperset(alive))
-
-    def _free(self, deployment: Deployment) -> None:
-        with contextlib.suppress(EdgediError):  # the session ends: so do its epochs
-            self._coordinator.retire(self._name, deployment.epoch, deployment.links)
-
-    def _deploy(self, inputs: tuple[Any, ...], key: Any, alive: Sequence[int]) -> Dealer | None:
-        """A new plan for the workers alive; ``None`` if they are lost meanwhile or lack the memory.
-
-        An error if it is the first plan.
-        """
-        if (key, tuple(alive)) in self._too_small:
-            return None
-        try:
-            return Dealer(self._deployer.deploy(self._capture(inputs, key), alive, verified=self._verify == "never"))
-        except WorkerLost:
-            if self._last is None:
-                raise
-            return None
-        except PlanError:
-            if self._last is None or not self._allow_local:
-                raise
-            self._too_small.add((key, tuple(alive)))  # not planned again with every request
-            return None
-
-    def _check_local_is_allowed(self) -> None:
-        if not self._allow_local:
-            reasons = "; ".join(str(self._coordinator.lost(i)) for i in range(len(self._addresses)))
-            raise WorkerLost(f"no worker is left and allow_local is False: {reasons}")
-
-    def _capture(self, inputs: tuple[Any, ...], key: Any) -> Capture:
-        known = self._captures.get(key)
-        if known is None:
-            started_s = time.monotonic()
-            known = self._captures[key] = self._capture_new(inputs)
-            log.info("captured new input shapes %s in %.1f s", key, time.monotonic() - started_s)
-            while len(self._captures) > MAX_SHAPES:
-                self._captures.popitem(last=False)
-        return known
-
-    def _capture_new(self, inputs: tuple[Any, ...]) -> Capture:
-        try:
-            return capture_model(self._model, inputs)
-        except (GraphError, TypeError) as error:
-            example = next(iter(self._captures.values()))
-            wanted = ", ".join(map(str, example.graph.inputs.values()))
-            raise ValueError(
-                f"inputs {_describe(inputs)} do not fit the model, which was captured with {wanted}: {error}"
-            ) from error
-
     # --- balance -----------------------------------------------------------------------------------------------------
-
-    def _in_use(self) -> Dealer | None:
-        with self._lock:
-            return next(reversed(self._dealers.values()), None)
 
     def _try_out(self, deployment: Deployment) -> None:
         """The latest request once more, under a plan that is not in use yet; of another shape, the next one decides."""
         inputs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self._last_inputs)
-        with self._lock:
-            known = self._captures.get(_shape_key(inputs))
-        if known is not deployment.capture or not self._slots.acquire(timeout=self._timeout_s):
+        if self._plans.capture_of(inputs) is not deployment.capture or not self._slots.acquire(timeout=self._timeout_s):
             return
         ticket = _Ticket(inputs=inputs, started_s=time.monotonic(), counted=False)
         try:
@@ -407,17 +276,6 @@ class Session:
             self._slots.release()
             raise
         ticket.future.result()
-
-    def _exchange(self, old: Dealer, new: Dealer) -> bool:
-        with self._lock:
-            key = next((key for key, dealer in self._dealers.items() if dealer is old), None)
-            if key is None:
-                return False
-            self._dealers[key] = new
-            if self._last is old:
-                self._last = new
-        old.end(self._free)
-        return True
 
     def _trace(self, inputs: tuple[Any, ...]) -> RequestTrace:
         chosen = inputs or self._last_inputs
@@ -526,12 +384,8 @@ class Session:
             ticket.future.set_result(answer)
 
     def _count(self, ticket: _Ticket, local: bool) -> None:
-        with self._counting:
-            self._num_requests += 1
-            self._num_local += local
-            self._last_s = time.monotonic() - ticket.started_s
-            self._total_s += self._last_s
-            due = self._num_requests % EVERY_REQUESTS == 0
+        counts = self._tally.add(time.monotonic() - ticket.started_s, local=local)
+        due = counts.requests % EVERY_REQUESTS == 0
         if due and self._rebalancer is not None and not self._closed:
             self._rebalancer.wake()
 
@@ -540,22 +394,3 @@ class Session:
         if ticket.dealer is not None and ticket.deployment is not None:
             ticket.dealer.give_back(ticket.deployment)
         self._slots.release()
-
-
-def _shape_key(inputs: tuple[Any, ...]) -> Any:
-    """Structure, shapes and element types of the arguments; other leaves by value."""
-    leaves, tree = pytree.tree_flatten(inputs)
-    if not any(isinstance(leaf, Tensor) for leaf in leaves):
-        raise TypeError(f"inputs {tuple(type(leaf).__name__ for leaf in leaves)} hold no tensor")
-    return str(tree), tuple(
-        (tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves
-    )
-
-
-def _describe(inputs: tuple[Any, ...]) -> str:
-    return ", ".join(
-        f"{str(leaf.dtype).removeprefix('torch.')}[{','.join(map(str, leaf.shape))}]"
-        if isinstance(leaf, Tensor)
-        else repr(leaf)
-        for leaf in pytree.tree_leaves(inputs)
-    )

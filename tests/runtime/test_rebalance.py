@@ -104,7 +104,7 @@ def readings(session: Session, x: torch.Tensor, count: int) -> torch.Tensor:
     """So many readings, each after its requests; the last answer."""
     for _ in range(count * EVERY_REQUESTS):
         answer = session(x)
-        if session._num_requests % EVERY_REQUESTS == 0:
+        if session._tally.read().requests % EVERY_REQUESTS == 0:
             settle(session)
     return answer
 
@@ -149,7 +149,7 @@ def test_the_old_epoch_is_freed_and_the_new_one_verified_before_anybody_gets_an_
     with distribute(model, x, bed.addresses, profile=PROFILE) as session:
         bed.workers[0].slowdown = 3.0
         readings(session, x, 3)
-        (deployment,) = next(iter(session._dealers.values())).deployments
+        (deployment,) = session._plans.latest().deployments
         assert (deployment.epoch, deployment.verified, deployment.refused) == (1, True, False)
         assert deployment.slowdowns == (pytest.approx(3.0), 1.0)
         for values in session.statistics().workers.values():
@@ -210,7 +210,7 @@ def test_a_planner_whose_plan_stays_the_same_deploys_nothing(bed: Bed) -> None:
     with distribute(small(), x, bed.addresses, profile=PROFILE, planner="equal") as session:
         bed.workers[1].slowdown = 3.0
         readings(session, x, 10)
-        (deployment,) = next(iter(session._dealers.values())).deployments
+        (deployment,) = session._plans.latest().deployments
         assert (deployment.epoch, session.statistics().replans) == (0, 0)
         assert deployment.slowdowns == (1.0, pytest.approx(3.0))
 
@@ -255,7 +255,7 @@ def test_a_real_probe_gives_seconds_of_every_layer(bed: Bed) -> None:
     x = image()
     with distribute(small(), x, bed.addresses, profile=PROFILE) as session:
         assert session._rebalancer is not None
-        dealer = next(iter(session._dealers.values()))
+        dealer = session._plans.latest()
         assert session._rebalancer._probe(dealer, 1) > 0.0
         capture = dealer.deployments[0].capture
         measured = rebalance_module.whole_seconds(session._coordinator, capture.graph, capture.weights, 1)

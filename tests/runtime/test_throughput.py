@@ -142,7 +142,7 @@ def test_each_replica_is_compared_once(addresses: list[str], monkeypatch: pytest
     model = small()
     with distribute(model, image(), addresses, profile=EQUAL, objective="throughput", max_in_flight=2) as session:
         require_in_order(session, model, 12)
-        assert all(d.verified for dealer in session._dealers.values() for d in dealer.deployments)
+        assert all(deployment.verified for deployment in session._plans.latest().deployments)
     assert len(compared) == 2
 
 
@@ -162,7 +162,7 @@ def test_a_replica_that_answers_wrong_is_left_out_and_the_other_goes_on(
         for seed in range(4):
             x = image(seed=seed)
             assert relative_difference(session(x), own(model, x)) <= TOLERANCE
-        (dealer,) = session._dealers.values()
+        dealer = session._plans.latest()
         assert sorted(deployment.refused for deployment in dealer.deployments) == [False, True]
         assert session.statistics().local_answers == 1
     assert "differs from the model's" in caplog.text
@@ -173,7 +173,7 @@ def test_a_lost_worker_drops_its_replica_and_the_other_is_not_planned_anew() -> 
     try:
         with distribute(model, x, started.addresses, profile=EQUAL, objective="throughput") as session:
             require_in_order(session, model, 4)
-            kept = next(iter(session._dealers.values())).deployments[0]
+            kept = session._plans.latest().deployments[0]
             os.kill(started.process_ids[1], signal.SIGSTOP)
             futures = [session.submit(x) for _ in range(2)]  # one of them at the worker that has stopped
             os.kill(started.process_ids[1], signal.SIGKILL)
@@ -182,7 +182,7 @@ def test_a_lost_worker_drops_its_replica_and_the_other_is_not_planned_anew() -> 
             assert session.statistics().local_answers == 1
             require_in_order(session, model, 4)
             assert session.statistics().local_answers == 1
-            assert next(iter(session._dealers.values())).deployments == (kept,)
+            assert session._plans.latest().deployments == (kept,)
             assert [replica.workers for replica in session.placement.replicas] == [(0,)]
     finally:
         started.stop()

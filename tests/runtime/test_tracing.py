@@ -35,7 +35,7 @@ def of(spans: tuple[Span, ...], participant: int, kind: str) -> list[Span]:
 
 
 def test_everybody_computes_and_sends_what_the_programs_say(session: Session, spans: tuple[Span, ...]) -> None:
-    deployment = next(iter(session._dealers.values())).main
+    deployment = session._plans.latest().main
     for participant, program in deployment.programs.programs.items():
         num_recv = sum(isinstance(i, Recv) for i in program.instructions)
         noted = of(spans, participant, "compute") + of(spans, participant, "send")
@@ -100,6 +100,6 @@ def test_without_a_request_there_is_nothing_to_run_again(tmp_path: Path) -> None
 
 def test_a_request_that_no_worker_ran_has_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     with distribute(small(), image(), 1, planner="single") as lonely:
-        monkeypatch.setattr(lonely, "_dealer", lambda inputs: None)
+        monkeypatch.setattr(lonely._plans, "deal", lambda inputs: (None, None))
         with pytest.raises(WorkerLost, match="answered by the model here, not by workers"):
             lonely.spans(image())
