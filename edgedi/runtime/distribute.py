@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,17 +64,19 @@ def distribute(
     _check_local(local)
     keypair = load_keypair(Path(key).expanduser()) if key is not None else None
     started, addresses = _find_workers(workers, key, local)
-    share: LocalShare | None = None
-    try:
+    with contextlib.ExitStack() as undo:
         if started is not None:
+            undo.callback(started.stop)
             say(f"starting {workers} local workers")
         args = as_arguments(example_inputs)
         say("capturing the model")
         first = capture_model(model, args)
         if started is not None:
             addresses = tuple(resolve_worker(text, {}, need_key=False) for text in started.addresses)
-        if local:
-            share = _make_share(workers, addresses, keypair)
+        share = _make_share(workers, addresses, keypair) if local else None
+        if share is not None:
+            undo.callback(share.join)
+            undo.callback(share.stop)
             addresses = (share.address, *addresses)
         session = Session(
             model, addresses, keypair,
@@ -81,18 +84,10 @@ def distribute(
             allow_local=allow_local, max_in_flight=max_in_flight or default_in_flight(len(addresses), objective),
             timeout_s=timeout_s, rebalance=rebalance, say=say, local=started, share=share,
         )  # fmt: skip
-    except BaseException:
-        if share is not None:
-            share.stop()
-            share.join()
-        if started is not None:
-            started.stop()
-        raise
-    try:
+        undo.pop_all()  # from here on they end with the session
+        undo.callback(session.close)
         session._prepare(first, args)
-    except BaseException:
-        session.close()
-        raise
+        undo.pop_all()
     return session
 
 
