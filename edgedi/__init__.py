@@ -1,7 +1,7 @@
 """edgedi: one neural network on several edge devices together, with the same answer.
 
-``distribute`` splits a network's feature maps over workers that exchange halos. Names load when first used, so that a
-module without torch can be imported without torch.
+``distribute`` splits a network's feature maps over workers that exchange halos, ``compact`` takes out of a network what
+its answer does not need. Names load when first used, so that a module without torch can be imported without torch.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgedi.partition.throughput import place
     from edgedi.runtime.distribute import distribute
     from edgedi.runtime.session import Session
+    from edgedi.transforms.compact import compact
 
 _HOMES = {
     "capture": "edgedi.partition.capture",
@@ -35,11 +36,12 @@ _HOMES = {
     "simulate": "edgedi.partition.simulate",
     "Session": "edgedi.runtime.session",
     "distribute": "edgedi.runtime.distribute",
+    "compact": "edgedi.transforms.compact",
 }
 
 __all__ = [
-    "ClusterProfile", "LayerGraph", "Placement", "Plan", "Session", "capture", "distribute", "lower", "place", "plan",
-    "planners", "simulate",
+    "ClusterProfile", "LayerGraph", "Placement", "Plan", "Session", "capture", "compact", "distribute", "lower",
+    "place", "plan", "planners", "simulate",
 ]  # fmt: skip
 
 

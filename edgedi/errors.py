@@ -65,3 +65,11 @@ class DeadlineExceeded(EdgediError):
 
 class SecurityError(EdgediError):
     """A key is missing, wrong or badly kept; the peer learns no more than the reason."""
+
+
+class CompactionError(EdgediError):
+    """A model cannot be made smaller, or what came out does not compute the same."""
+
+    def __init__(self, reason: str, *, layer: str | None = None) -> None:
+        self.layer = layer
+        super().__init__(reason + (f" (layer {layer})" if layer else ""))

@@ -19,8 +19,8 @@ from edgedi.runtime.session import Session
 ROOT = Path(__file__).parent.parent
 
 NAMES = {
-    "ClusterProfile", "LayerGraph", "Placement", "Plan", "Session", "capture", "distribute", "lower", "place", "plan",
-    "planners", "simulate",
+    "ClusterProfile", "LayerGraph", "Placement", "Plan", "Session", "capture", "compact", "distribute", "lower",
+    "place", "plan", "planners", "simulate",
 }  # fmt: skip
 DISTRIBUTE = {
     "model": inspect.Parameter.empty,
@@ -38,13 +38,19 @@ DISTRIBUTE = {
     "progress": None,
     "local": False,
 }
+COMPACT = {
+    "model": inspect.Parameter.empty,
+    "example_inputs": inspect.Parameter.empty,
+    "steps": ("simplify",),
+    "progress": None,
+}
 SESSION = {
     "close", "layer_seconds", "placement", "plan", "programs", "spans", "statistics", "stream", "submit", "trace",
     "workers",
 }  # fmt: skip
 ERRORS = {
-    "DeadlineExceeded", "EdgediError", "GraphError", "LocalProtocolError", "PlanError", "ProtocolError",
-    "RemoteProtocolError", "SecurityError", "WorkerLost",
+    "CompactionError", "DeadlineExceeded", "EdgediError", "GraphError", "LocalProtocolError", "PlanError",
+    "ProtocolError", "RemoteProtocolError", "SecurityError", "WorkerLost",
 }  # fmt: skip
 OPTIONS = {
     "edgedi-worker": {
@@ -94,6 +100,13 @@ def test_distribute_takes_these_arguments():
     assert {name: parameter.default for name, parameter in parameters.items()} == DISTRIBUTE
     by_keyword = {name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
     assert by_keyword == set(DISTRIBUTE) - {"model", "example_inputs", "workers"}
+
+
+def test_compact_takes_these_arguments():
+    parameters = inspect.signature(edgedi.compact).parameters
+    assert {name: parameter.default for name, parameter in parameters.items()} == COMPACT
+    by_keyword = {name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+    assert by_keyword == {"steps", "progress"}
 
 
 def test_a_session_has_these_methods():

@@ -1,0 +1,110 @@
+"""What compaction did: per step and per layer, what the network was and what it is. Prints as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """What a layer or a network holds and costs."""
+
+    parameters: int = 0
+    macs: int = 0
+    """Multiplications with additions of one run on the example inputs: convolutions and matrix products."""
+    num_bytes: int = 0
+    """Of parameters and buffers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSize:
+    """One module with parameters or buffers of its own."""
+
+    name: str
+    kind: str
+    width: str
+    """Inputs and outputs, "64 -> 128"; "" where the module has none."""
+    size: Size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerChange:
+    """A layer before and after; ``after`` is ``None`` where it is no longer needed."""
+
+    before: LayerSize
+    after: LayerSize | None
+
+    @property
+    def changed(self) -> bool:
+        return self.before != self.after
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step, the whole network before and after it."""
+
+    name: str
+    before: Size
+    after: Size
+    difference: float
+    """Largest difference to the original's output on the example inputs, relative to its largest value."""
+    note: str = ""
+    """Why more was left alone than had to be; "" where that is not so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compaction:
+    """The report of one ``compact``, on the network that it returned as ``compaction``."""
+
+    steps: tuple[Step, ...]
+    layers: tuple[LayerChange, ...]
+
+    @property
+    def difference(self) -> float:
+        """Of the network returned, as ``Step.difference``."""
+        return self.steps[-1].difference if self.steps else 0.0
+
+    def __str__(self) -> str:
+        """Steps, then the layers that changed, then what else there is to say."""
+        steps = [
+            (step.name, "", *_columns(step.before, step.after), f"difference {step.difference:.1e}")
+            for step in self.steps
+        ]
+        changed = [layer for layer in self.layers if layer.changed]
+        layers = [
+            (
+                layer.before.name,
+                _widths(layer),
+                *_columns(layer.before.size, layer.after.size if layer.after else Size()),
+                "" if layer.after else "gone",
+            )
+            for layer in changed
+        ]
+        header = ("step or layer", "width", "parameters", "MACs", "bytes", "")
+        notes = [f"{step.name}: {step.note}" for step in self.steps if step.note]
+        unchanged = f"layers as they were: {len(self.layers) - len(changed)}"
+        return "\n".join([_table([header, *steps, *layers]), unchanged, *notes])
+
+
+def changes(before: Sequence[LayerSize], after: Sequence[LayerSize]) -> tuple[LayerChange, ...]:
+    """The layers of ``before``, each with what has its name in ``after`` and is of its kind."""
+    kept: Mapping[tuple[str, str], LayerSize] = {(layer.name, layer.kind): layer for layer in after}
+    return tuple(LayerChange(before=layer, after=kept.get((layer.name, layer.kind))) for layer in before)
+
+
+def _widths(layer: LayerChange) -> str:
+    before = layer.before.width
+    return before if layer.after is None or layer.after.width == before else f"{before}: {layer.after.width}"
+
+
+def _columns(before: Size, after: Size) -> tuple[str, str, str]:
+    pairs = ((before.parameters, after.parameters), (before.macs, after.macs), (before.num_bytes, after.num_bytes))
+    return tuple(f"{a:,} -> {b:,}" if a != b else f"{a:,}" for a, b in pairs)  # type: ignore[return-value]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
