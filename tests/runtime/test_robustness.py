@@ -474,7 +474,7 @@ def test_memory_does_not_grow_over_sessions(workers: LocalWorkers) -> None:
 
     def some_sessions(count: int) -> list[int]:
         for _ in range(count):
-            with distribute(model, x, workers.addresses) as session:
+            with distribute(model, x, workers.addresses, planner="equal") as session:  # both compute in each
                 session(x)
         return [resident_bytes(process) for process in workers.process_ids]
 
