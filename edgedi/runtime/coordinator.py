@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout  # the builtin one only from Python 3.11 on
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,7 @@ def answer_of(future: Future[Any], timeout_s: float, doing: str) -> Any:
     """The answer to a question. ``WorkerLost`` if it does not come in time: no wait is without an end."""
     try:
         return future.result(timeout_s)
-    except TimeoutError:
+    except FutureTimeout:
         raise WorkerLost(f"no answer within {timeout_s:.0f} s while {doing}") from None
 
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import TimeoutError as FutureTimeout  # the builtin one only from Python 3.11 on
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -108,7 +109,7 @@ class Deployer:
         for address, answer in zip(self._addresses, asked, strict=True):
             try:
                 welcome = answer.result(HELLO_TIMEOUT_S)
-            except TimeoutError:
+            except FutureTimeout:
                 raise WorkerLost(
                     f"no answer from worker {address} within {HELLO_TIMEOUT_S:g} s: is edgedi-worker running there, "
                     "on that port, and reachable from here?",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import TimeoutError as FutureTimeout  # the builtin one only from Python 3.11 on
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +80,7 @@ def told_by_workers(coordinator: Coordinator, session: str, names: Sequence[str]
             try:
                 answer = coordinator.ask(index, AskStatistics(session=session), Statistics)
                 told[f"{index}:{name}"] = answer.result(TIMEOUT_S).values
-            except (EdgediError, TimeoutError):
+            except (EdgediError, FutureTimeout):
                 continue
     return told
 
