@@ -27,12 +27,6 @@ OPERATOR_TABLE_VERSION = 1
 
 WeightRule = Callable[[Layer, Interval], Interval]
 
-UNARY = frozenset(
-    "relu sigmoid tanh silu gelu hardswish hardsigmoid hardtanh leaky_relu elu selu celu mish softplus exp log sqrt "
-    "rsqrt abs neg erf sin cos square reciprocal pow clamp log_sigmoid threshold".split()
-)
-BINARY = frozenset("add sub mul div maximum minimum".split())
-
 
 # --- work ------------------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,6 @@ TRIPS = (1, 17)
 REPEATS = 5
 ENOUGH_S = 0.5
 """No further repeats after this long: over a slow link few are as good as many."""
-PROBE_TIMEOUT_S = 60.0
 PROBE_ROOM_BYTES = 32_000_000
 """What a worker needs for the programs here."""
 

@@ -76,20 +76,18 @@ def from_wire(buffer: Buffer, dtype: str, shape: Sequence[int], layout: str, *, 
     A ``bytearray`` was put together for this message and is the tensor's own already.
     """
     stored_shape = [shape[0], *shape[2:], shape[1]] if layout == "nhwc" else shape
-    flat = torch.empty(0, dtype=TORCH_DTYPES[dtype]) if 0 in shape else _view(buffer, TORCH_DTYPES[dtype])
+    flat = (
+        torch.empty(0, dtype=TORCH_DTYPES[dtype]) if 0 in shape else torch.frombuffer(buffer, dtype=TORCH_DTYPES[dtype])
+    )
     stored = (flat.clone() if own and not isinstance(buffer, bytearray) else flat).view(stored_shape)
     return stored.permute(0, 3, 1, 2) if layout == "nhwc" else stored
-
-
-def _view(buffer: Buffer, dtype: torch.dtype) -> Tensor:
-    return torch.frombuffer(buffer, dtype=dtype)
 
 
 def _hear_of_read_only_buffers() -> None:
     """torch warns, once in a process, of a view of a read-only buffer; ours are never written. So it is done here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        _view(b"\0", torch.uint8)
+        torch.frombuffer(b"\0", dtype=torch.uint8)
 
 
 _hear_of_read_only_buffers()

@@ -25,7 +25,7 @@ from edgedi.runtime import halo_links
 from edgedi.runtime import worker_actions as actions
 from edgedi.runtime import worker_events as events
 from edgedi.runtime.allocator import keep_freed_memory
-from edgedi.runtime.executor import LoadedProgram, ProgramRun
+from edgedi.runtime.executor import ProgramRun
 from edgedi.runtime.frames import joined
 from edgedi.runtime.loading import WorkerMemoryError
 from edgedi.runtime.messages import (
@@ -263,7 +263,7 @@ class Worker:
         request = self._requests.get(key)
         if request is None:
             installed = self._programs[key[0], key[1]]
-            request = _Request(self._new_run(key, installed.program), installed, self._clock() + piece.deadline_s)
+            request = _Request(self._notebook.run(key, installed.program), installed, self._clock() + piece.deadline_s)
             self._requests[key] = request
         named = piece_of(piece)
         expected = request.installed.expected.get((named, piece.source))
@@ -274,9 +274,6 @@ class Worker:
             self._end(key)
             return
         request.run.deliver(named, piece.source, tensor_of(piece, own=False).to(self._options.device))
-
-    def _new_run(self, key: events.Request, program: LoadedProgram) -> ProgramRun:
-        return self._notebook.run(key, program)
 
     def _settled_clock(self) -> float:
         """What an emulated device's clock shows once it is ready with what it did."""

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from edgedi.bench.html.drawing import hatch, rectangle
 from edgedi.bench.html.markup import Markup, element, joined
 
-WAITING = "url(#waiting)"
-
 
 def section(name: str, title: str, see: str, *content: object) -> Markup:
     """A part of the page: its heading, what to see in it, and the thing itself."""
