@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from edgedi.errors import CompactionError
-from edgedi.transforms.flow import follow
-from edgedi.transforms.identities import drop_identities, fold_norms
+from edgedi.transforms.exact.flow import follow
+from edgedi.transforms.exact.identities import drop_identities, fold_norms
+from edgedi.transforms.exact.rules import RULES
+from edgedi.transforms.exact.slim import slim
+from edgedi.transforms.exact.traced import trace
+from edgedi.transforms.exact.weights import layer_rule
 from edgedi.transforms.measure import difference, measured
 from edgedi.transforms.report import Compaction, Step, changes
-from edgedi.transforms.rules import RULES
-from edgedi.transforms.slim import slim
-from edgedi.transforms.traced import trace
-from edgedi.transforms.weights import layer_rule
 
 TOLERANCE = 1e-5
 """Largest difference of an exact step, relative to the largest value of the output. Deep networks magnify rounding:

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from edgedi.transforms.facts import Array
-from edgedi.transforms.traced import Layer, Traced, shape_of
-from edgedi.transforms.weights import array_of, scale_and_shift
+from edgedi.transforms.exact.facts import Array
+from edgedi.transforms.exact.traced import Layer, Traced, shape_of
+from edgedi.transforms.exact.weights import array_of, scale_and_shift
 
 
 def fold_norms(traced: Traced) -> Traced:

@@ -7,10 +7,10 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgedi.transforms.facts import Array
-from edgedi.transforms.flow import Flow, Weights
-from edgedi.transforms.identities import put
-from edgedi.transforms.weights import array_of
+from edgedi.transforms.exact.facts import Array
+from edgedi.transforms.exact.flow import Flow, Weights
+from edgedi.transforms.exact.identities import put
+from edgedi.transforms.exact.weights import array_of
 
 
 def slim(flow: Flow) -> None:

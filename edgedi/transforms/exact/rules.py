@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgedi.transforms.facts import Array, Channels, joined, product, settled
-from edgedi.transforms.flow import Flow, Rule
-from edgedi.transforms.traced import GETITEM, shape_of
+from edgedi.transforms.exact.facts import Array, Channels, joined, product, settled
+from edgedi.transforms.exact.flow import Flow, Rule
+from edgedi.transforms.exact.traced import GETITEM, shape_of
 
 
 def _arguments(node: Any) -> dict[str, Any]:

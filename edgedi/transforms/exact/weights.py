@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgedi.transforms.facts import Array, Channels, settled, weighted_sum
-from edgedi.transforms.flow import Flow, Link, Weights
-from edgedi.transforms.traced import LINEAR, NORMS, Layer, shape_of
+from edgedi.transforms.exact.facts import Array, Channels, settled, weighted_sum
+from edgedi.transforms.exact.flow import Flow, Link, Weights
+from edgedi.transforms.exact.traced import LINEAR, NORMS, Layer, shape_of
 
 
 def layer_rule(flow: Flow, layer: Layer, source: Channels) -> Channels | None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from edgedi.transforms.facts import Array, Channels, Groups, Ids
-from edgedi.transforms.traced import Layer, Traced, shape_of
+from edgedi.transforms.exact.facts import Array, Channels, Groups, Ids
+from edgedi.transforms.exact.traced import Layer, Traced, shape_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
