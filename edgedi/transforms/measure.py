@@ -12,10 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgedi.transforms.report import LayerSize, Size
 
 
+def answer_of(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
+    """One run."""
+    with torch.no_grad():
+        return model(*arguments)
+
+
 def measured(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, tuple[LayerSize, ...], Size]:
     """One run: the answer, each layer's size and the whole network's."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        answer = model(*arguments)
+    with FlopCounterMode(display=False) as counter:
+        answer = answer_of(model, arguments)
     root = type(model).__name__
     macs = {name: sum(operators.values()) // 2 for name, operators in counter.get_flop_counts().items()}
     layers = tuple(

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from edgedi.transforms.score import Score
+from edgedi.transforms.task import Point
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
@@ -49,6 +52,9 @@ class Step:
     after: Size
     difference: float
     """Largest difference to the original's output on the example inputs, relative to its largest value."""
+    seconds: float = 0.0
+    score: Score | None = None
+    """After the step; ``None`` where there is no data to tell."""
     note: str = ""
     """Why more was left alone than had to be; "" where that is not so."""
 
@@ -59,6 +65,10 @@ class Compaction:
 
     steps: tuple[Step, ...]
     layers: tuple[LayerChange, ...]
+    score: Score | None = None
+    """Of the original."""
+    curve: tuple[Point, ...] = ()
+    """Networks on the way, the original first; empty where there is no data to tell."""
 
     @property
     def difference(self) -> float:
@@ -68,7 +78,7 @@ class Compaction:
     def __str__(self) -> str:
         """Steps, then the layers that changed, then what else there is to say."""
         steps = [
-            (step.name, "", *_columns(step.before, step.after), f"difference {step.difference:.1e}")
+            (step.name, "", *_columns(step.before, step.after), self._found(step), f"{step.seconds:.1f} s")
             for step in self.steps
         ]
         changed = [layer for layer in self.layers if layer.changed]
@@ -78,13 +88,20 @@ class Compaction:
                 _widths(layer),
                 *_columns(layer.before.size, layer.after.size if layer.after else Size()),
                 "" if layer.after else "gone",
+                "",
             )
             for layer in changed
         ]
-        header = ("step or layer", "width", "parameters", "MACs", "bytes", "")
+        header = ("step or layer", "width", "parameters", "MACs", "bytes", "score" if self.score else "", "")
         notes = [f"{step.name}: {step.note}" for step in self.steps if step.note]
         unchanged = f"layers as they were: {len(self.layers) - len(changed)}"
         return "\n".join([_table([header, *steps, *layers]), unchanged, *notes])
+
+    def _found(self, step: Step) -> str:
+        """What the answers are like: their score, or how far they are from the original's."""
+        if step.score is None or self.score is None:
+            return f"difference {step.difference:.1e}"
+        return f"{self.score} -> {step.score}"
 
 
 def changes(before: Sequence[LayerSize], after: Sequence[LayerSize]) -> tuple[LayerChange, ...]:

@@ -14,8 +14,8 @@ from edgedi.errors import CompactionError
 from edgedi.partition.capture import capture_model
 from edgedi.partition.lowering import lower
 from edgedi.runtime.reference import InProcess
-from edgedi.transforms import compact as module
 from edgedi.transforms.compact import compact
+from edgedi.transforms.exact import simplify as module
 from edgedi.transforms.measure import difference
 from edgedi.transforms.report import LayerSize, Size
 from tests.exactness import TOLERANCE, relative

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgedi.transforms import compact as module
 from edgedi.transforms.compact import compact
+from edgedi.transforms.exact import simplify as module
 from edgedi.transforms.measure import difference
 from tests.partition.random_networks import Network, networks
 from tests.transforms.planted import kill, repeat, widths

@@ -1,0 +1,115 @@
+"""From what a user gives ``compact`` to a ``Task``: every argument looked at before anything is computed."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from edgedi.transforms.data import Data
+from edgedi.transforms.score import Judge, Metric, judge_by_accuracy, judge_by_likeness, judge_by_metric
+from edgedi.transforms.task import Budget, Say, Task
+
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "simplify": (),
+}
+"""The steps, in the order in which they run, and the arguments of which each needs one."""
+
+
+def check_model(model: Any) -> None:
+    """``TypeError`` where it is no module, ``ValueError`` where it is in training mode."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+    training = [name or "the model" for name, module in model.named_modules() if module.training]
+    if training:
+        shown = ", ".join(training[:5]) + (f" and {len(training) - 5} more" if len(training) > 5 else "")
+        raise ValueError(f"in training mode: {shown}; call model.eval() first")
+
+
+def arguments_of(example_inputs: Any) -> tuple[Any, ...]:
+    """The model's arguments."""
+    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(example_inputs)):
+        raise TypeError("example_inputs hold no tensor; give a tensor or a tuple of arguments")
+    return tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+
+
+def steps_of(steps: Sequence[str] | None, given: Mapping[str, Any]) -> tuple[str, ...]:
+    """The steps to run: those asked for, or all that there is data for. ``given``: arguments with data, by name."""
+    if steps is None:
+        return tuple(step for step in NEEDS if _has_data(step, given))
+    if isinstance(steps, str):
+        raise TypeError(f"steps is the string {steps!r}; give a tuple, as in steps=({steps!r},)")
+    unknown = [step for step in steps if step not in NEEDS]
+    if unknown:
+        there = ", ".join(map(repr, NEEDS))
+        raise ValueError(f"steps hold {', '.join(map(repr, unknown))}; there is {there}")
+    for step in steps:
+        if not _has_data(step, given):
+            raise ValueError(f"the step {step!r} needs data: pass {' or '.join(f'{n}=...' for n in NEEDS[step])}")
+    return tuple(steps)
+
+
+def _has_data(step: str, given: Mapping[str, Any]) -> bool:
+    return not NEEDS[step] or any(given.get(name) is not None for name in NEEDS[step])
+
+
+def task_of(
+    model: nn.Module,
+    arguments: tuple[Any, ...],
+    say: Say,
+    *,
+    calibration: Any,
+    validate: Any,
+    metric: Metric | str,
+    tolerance: float,
+    budget: Budget,
+    seed: int,
+) -> Task:
+    """What every step is given, but for the original's score: see ``judged``."""
+    if not (isinstance(tolerance, (int, float)) and 0 <= tolerance < math.inf):
+        raise ValueError(f"tolerance is {tolerance!r}; give how much the metric may fall, 0 or more (0.01 is a point)")
+    many = len(arguments)
+    task = Task(
+        original=model,
+        arguments=arguments,
+        say=say,
+        budget=budget,
+        calibration=None
+        if calibration is None
+        else Data(calibration, "calibration", num_arguments=many, labelled=False),
+        validate=None
+        if validate is None
+        else Data(validate, "validate", num_arguments=many, labelled=True, ordered=True),
+        seed=seed,
+    )
+    judge = _judge(task, metric, validate)
+    if judge is None:
+        return task
+    score = judge(model)
+    return replace(task, judge=judge, score=score, least_score=score.value - tolerance)
+
+
+def _judge(task: Task, metric: Metric | str, validate: Any) -> Judge | None:
+    if not callable(metric) and metric != "accuracy":
+        raise ValueError(f'metric is {metric!r}; give "accuracy", or a callable of (model, validate)')
+    if task.validate is not None:
+        return judge_by_metric(metric, validate) if callable(metric) else judge_by_accuracy(task.validate)
+    return None if task.calibration is None else judge_by_likeness(task.original, task.calibration)
+
+
+def say_of(progress: Say | bool | None) -> Say:
+    """Where lines of progress go."""
+    if callable(progress):
+        return progress
+    shown = sys.stderr.isatty() if progress is None else progress
+    return _show if shown else lambda line: None
+
+
+def _show(line: str) -> None:
+    sys.stderr.write(f"edgedi: {line}\n")
+    sys.stderr.flush()

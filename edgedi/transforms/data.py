@@ -1,0 +1,87 @@
+"""The inputs and labels that a user gives, as batches: looked at once, read as often as needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+CHUNK = 32
+"""Inputs in a batch where one tensor holds them all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Arguments of the model, and what belongs to them; ``labels`` is ``None`` where there are none."""
+
+    arguments: tuple[Any, ...]
+    labels: Any = None
+
+    @property
+    def size(self) -> int:
+        """How many inputs it holds: the first dimension of its first tensor."""
+        tensors = [leaf for leaf in pytree.tree_leaves(self.arguments) if isinstance(leaf, Tensor)]
+        return int(tensors[0].shape[0]) if tensors and tensors[0].dim() else 1
+
+
+class Data:
+    """Batches of ``given``, in its order, as often as it is iterated.
+
+    ``given``: a tensor of inputs (of the first dimension's length); or anything that can be read again and again and
+    yields inputs or (inputs, labels), such as a list or a ``DataLoader``; inputs are a tensor, or a tuple of the
+    model's arguments. ``name`` is what the user calls it, for errors.
+    """
+
+    def __init__(self, given: Any, name: str, *, num_arguments: int = 1, labelled: bool, ordered: bool = False) -> None:
+        """``ordered``: its first batch must be the same every time. ``ValueError`` where it is not as said."""
+        self._given, self.name, self._num_arguments, self._labelled = given, name, num_arguments, labelled
+        if not isinstance(given, Iterable):
+            raise TypeError(f"{name} is a {type(given).__name__}; give a tensor, a list of batches or a DataLoader")
+        if not isinstance(given, Tensor) and iter(given) is given:
+            raise ValueError(f"{name} can be read only once; give a list or a DataLoader, which start anew each time")
+        first = next(iter(self), None)
+        if first is None or not first.size:
+            raise ValueError(f"{name} is empty; give at least one batch")
+        if ordered and not _same(first, next(iter(self))):
+            raise ValueError(
+                f"{name} shuffles: its first batch is another one each time. Give it in a fixed order, as with "
+                "DataLoader(..., shuffle=False)"
+            )
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = self._given.split(CHUNK) if isinstance(self._given, Tensor) else self._given
+        return map(self._batch, batches)
+
+    def _batch(self, element: Any) -> Batch:
+        if isinstance(element, Tensor) and self._num_arguments == 1 and not self._labelled:
+            return Batch((element,))
+        if isinstance(element, (tuple, list)):
+            if len(element) == 2 and isinstance(element[0], (tuple, list)):
+                arguments, labels = tuple(element[0]), (element[1],)
+            else:
+                arguments, labels = tuple(element[: self._num_arguments]), tuple(element[self._num_arguments :])
+            if len(arguments) == self._num_arguments and len(labels) in ((1,) if self._labelled else (0, 1)):
+                return Batch(arguments, labels[0] if self._labelled else None)
+        wanted = "(inputs, labels)" if self._labelled else "inputs, or (inputs, labels)"
+        many = "" if self._num_arguments == 1 else f"; inputs are a tuple of {self._num_arguments} arguments"
+        raise ValueError(f"{self.name} yields {_described(element)}; each batch must be {wanted}{many}")
+
+
+def _same(one: Batch, other: Batch) -> bool:
+    leaves, others = (pytree.tree_leaves((batch.arguments, batch.labels)) for batch in (one, other))
+    pairs = zip(leaves, others, strict=False)
+    return len(leaves) == len(others) and all(
+        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b for a, b in pairs
+    )
+
+
+def _described(element: Any) -> str:
+    if isinstance(element, Tensor):
+        return f"tensors of shape {list(element.shape)}"
+    if isinstance(element, (tuple, list)):
+        return f"{type(element).__name__}s of {len(element)}"
+    return f"{type(element).__name__}s"

@@ -1,0 +1,93 @@
+"""What a step of ``compact`` is given besides the network, and what it gives back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from edgedi.transforms.data import Data
+from edgedi.transforms.score import Judge, Score
+
+Say = Callable[[str], None]
+Loss = Callable[[Any, Any], Tensor]
+"""``loss(outputs, labels)``, a scalar."""
+
+
+class Budget:
+    """Seconds from now on; ``None`` is without end. ``clock`` is an argument for tests."""
+
+    def __init__(self, seconds: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds, self._clock = seconds, clock
+        self._started_s = clock()
+
+    @property
+    def used_s(self) -> float:
+        """Seconds since it was made."""
+        return self._clock() - self._started_s
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left, infinite without end, never below 0."""
+        return float("inf") if self.seconds is None else max(0.0, self.seconds - self.used_s)
+
+
+class Edit(Protocol):
+    """One change of a network's structure, as a value: kept in a checkpoint, and done again when a run goes on.
+
+    Weights are not part of it.
+    """
+
+    def apply(self, model: nn.Module, arguments: tuple[Any, ...]) -> nn.Module:
+        """The changed network; ``model`` may be changed in place."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One network on the way, for the curve of score against cost."""
+
+    macs: int
+    score: float
+    step: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """The same for every step. ``original`` is in evaluation mode and never changed."""
+
+    original: nn.Module
+    arguments: tuple[Any, ...]
+    say: Say
+    budget: Budget
+    calibration: Data | None = None
+    """Inputs without labels."""
+    train: Data | None = None
+    """Labelled, or not where ``loss`` reads no labels."""
+    validate: Data | None = None
+    judge: Judge | None = None
+    """By ``validate`` and the metric; without ``validate`` by likeness to the original on ``calibration``."""
+    score: Score | None = None
+    """Of the original."""
+    least_score: float = float("-inf")
+    """What a step's result must score: the original's score less the tolerance."""
+    loss: Loss | None = None
+    target_macs: int | None = None
+    scar_ratio: int | None = None
+    """``None``: each layer its own, 4 or 8."""
+    method: str = "reconstruct"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a step made of the network it was given, which itself stays as it was."""
+
+    model: nn.Module
+    edits: Sequence[Edit] = ()
+    """In order, from the network it was given; none where that came back."""
+    note: str = ""
+    curve: Sequence[Point] = field(default=())
