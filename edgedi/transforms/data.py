@@ -74,9 +74,11 @@ class Data:
 def _same(one: Batch, other: Batch) -> bool:
     leaves, others = (pytree.tree_leaves((batch.arguments, batch.labels)) for batch in (one, other))
     pairs = zip(leaves, others, strict=False)
-    return len(leaves) == len(others) and all(
-        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b for a, b in pairs
-    )
+    return len(leaves) == len(others) and all(_equal(a, b) for a, b in pairs)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return torch.equal(one, other) if isinstance(one, Tensor) and isinstance(other, Tensor) else bool(one == other)
 
 
 def _described(element: Any) -> str:
