@@ -52,9 +52,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--log-level", choices=levels, default="info", help="what is logged, and above (default info)")
     made.add_argument("--version", action="version", version=f"edgedi {software_version()}")
     made.add_argument("--end-with-parent", action="store_true", help=argparse.SUPPRESS)
-    # An emulated device, see docs/method.md: how many times as slow, how late messages reach it, its way to peers.
+    # An emulated device, see docs/method.md: how many times as slow, how late messages reach it, what work on
+    # one counts, its way to peers.
     made.add_argument("--slowdown", type=_number, default=1.0, help=argparse.SUPPRESS)
     made.add_argument("--latency", type=_number, default=0.0, help=argparse.SUPPRESS)
+    made.add_argument("--message-price", default=None, help=argparse.SUPPRESS)
     made.add_argument("--socks-proxy", default=None, help=argparse.SUPPRESS)
     return made
 
@@ -152,14 +154,15 @@ def _options(arguments: argparse.Namespace) -> WorkerOptions:
         )
     keypair = load_keypair(arguments.key) if arguments.key else None
     _check_device(arguments.device)
-    from edgedi.runtime.speed import Speed
+    from edgedi.runtime.speed import MessagePrice, Speed
     from edgedi.runtime.worker_options import WorkerOptions
 
+    price = MessagePrice.parse(arguments.message_price) if arguments.message_price is not None else None
     return WorkerOptions(
         host=arguments.host, port=arguments.port, name=arguments.name, threads=arguments.threads,
         device=arguments.device, engine=arguments.engine, memory_limit_bytes=arguments.memory_limit, keypair=keypair,
         authorized=authorized,
-        speed=Speed(slowdown=arguments.slowdown, latency_s=arguments.latency), proxy=arguments.socks_proxy,
+        speed=Speed(slowdown=arguments.slowdown, latency_s=arguments.latency, price=price), proxy=arguments.socks_proxy,
     )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from edgedi.runtime.keys import KeyPair, WorkerAddress
 from edgedi.runtime.local_share import LocalShare
 from edgedi.runtime.messages import Abort, Close, Failed, Message, Piece, Ping, Pong
 from edgedi.runtime.pace import Pace, pace_of
+from edgedi.runtime.payloads import Buffer
 from edgedi.runtime.pieces import message_of, piece_of, tensor_of
 from edgedi.runtime.tensors import Tensor, inference
 from edgedi.runtime.wire import decode, encode
@@ -245,8 +246,11 @@ class Coordinator:
         if link.lost is not None:
             return
         frames = encode(message)
-        self._pace.settle()
-        if not link.send(frames):
+        with self._pace.sending(sum(map(len, frames))):
+            self._hand_over(link, frames)
+
+    def _hand_over(self, link: WorkerLink, frames: Sequence[Buffer]) -> None:
+        if link.lost is None and not link.send(frames):
             self._lose(self._links.index(link), link.why_full())
 
     def _take_halos(self) -> None:
@@ -275,11 +279,14 @@ class Coordinator:
         if request is None:
             return  # late: its request has ended
         request.run.deliver(piece_of(piece), piece.source, tensor_of(piece, own=True))
+        self._pace.heard(len(piece.payload))
         self._advance(request)
 
     def _advance(self, request: Request) -> None:
         try:
-            if not request.run.advance(lambda piece, tensor, target: self._send_piece(request, piece, tensor, target)):
+            ended = request.run.advance(lambda piece, tensor, target: self._send_piece(request, piece, tensor, target))
+            self._pace.settle()
+            if not ended:
                 return
             outputs = {name: request.run.output(name) for name in request.outputs}
         except Exception as error:  # whatever an operator of the user's model raises belongs to the request
@@ -289,11 +296,11 @@ class Coordinator:
 
     def _send_piece(self, request: Request, piece: ProgramPiece, tensor: Tensor, target: int) -> None:
         key, left_s = (request.session, request.epoch, request.number), request.deadline_s - self._clock()
-        message = message_of(key, piece, tensor, source=HOME, deadline_s=left_s)
-        self._pace.settle()
         link = self._links[request.links[target]]
-        if not link.send_halo(message):
-            self._send(link, message)
+        with self._pace.sending(tensor.nbytes):
+            message = message_of(key, piece, tensor, source=HOME, deadline_s=left_s)
+            if not link.send_halo(message):
+                self._hand_over(link, encode(message))
 
     def _end(self, request: Request, outputs: Mapping[str, Tensor] | None, error: EdgediError | None) -> None:
         if self._requests.pop((request.session, request.epoch, request.number), None) is None:

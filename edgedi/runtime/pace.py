@@ -4,8 +4,11 @@ An emulated device has one core, ``slowdown`` times as slow as this machine's. I
 until the slow one would have been ready: before everything that others can see (``settle``) and before it rests
 (``wait``). Rules:
 
-* What counts is the processor time of the thread that computes and talks: work on messages is slowed like layers are.
-  Moving their bytes is done by libzmq's thread and the kernel, at this machine's speed: a link's rate stands for it.
+* What counts is the processor time of the thread that computes and talks. Moving bytes is done by libzmq's thread and
+  the kernel, at this machine's speed: a link's rate stands for it.
+* Work on messages is slowed like layers are, but by its price (``Speed.price``), not by what it takes here: a process
+  that sleeps nine tenths of its time finds its caches cold and wakes another core for every message, which costs
+  several times what it does on a device that is busy. Without a price it counts as measured, cold caches and all.
 * Time for which the machine ran somebody else does not count, so that eight such devices fit on two cores.
 * The device's own time (``_at_s``) goes on by slowdown times the processor time used. If the machine was late, the
   device makes up for it until it rests; ``late_s`` keeps how far behind it ever was.
@@ -17,7 +20,8 @@ until the slow one would have been ready: before everything that others can see 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 from edgedi.runtime.speed import Speed
@@ -42,6 +46,14 @@ class Pace(Protocol):
         """Return when the device is ready with all that has been computed up to now."""
         ...
 
+    def sending(self, num_bytes: int) -> AbstractContextManager[None]:
+        """Within it a message is packed and sent: it leaves when the device is ready with all before it and with it."""
+        ...
+
+    def heard(self, num_bytes: int) -> None:
+        """What was done since the device was last ready was taking in a message of so many bytes."""
+        ...
+
     def stopwatch(self) -> float:
         """Seconds of a clock by which to time what the device computes."""
         ...
@@ -62,9 +74,19 @@ class FullSpeed:
     def settle(self) -> None:
         """See ``Pace``."""
 
+    def sending(self, num_bytes: int) -> AbstractContextManager[None]:
+        """See ``Pace``."""
+        return _AT_ONCE
+
+    def heard(self, num_bytes: int) -> None:
+        """See ``Pace``."""
+
     def stopwatch(self) -> float:
         """See ``Pace``."""
         return time.perf_counter()
+
+
+_AT_ONCE = nullcontext()
 
 
 class Slowed:
@@ -90,6 +112,8 @@ class Slowed:
             ready = poll(timeout_ms)
             self._at_s = self._clock() + self._speed.latency_s
             self._sleep_until(self._at_s)
+        if self._speed.price is not None:
+            self._used_s = self._cpu()  # looking is in the price
         return ready
 
     def forget(self) -> None:
@@ -102,6 +126,26 @@ class Slowed:
         self._at_s += self._speed.slowdown * (used_s - self._used_s)
         self._used_s = used_s
         self._sleep_until(self._at_s)
+
+    @contextmanager
+    def sending(self, num_bytes: int) -> Iterator[None]:
+        """See ``Pace``."""
+        self.settle()
+        price = self._speed.price
+        if price is None:
+            yield
+            return
+        self._at_s += self._speed.slowdown * price.seconds(num_bytes)
+        self._sleep_until(self._at_s)
+        yield
+        self._used_s = self._cpu()
+
+    def heard(self, num_bytes: int) -> None:
+        """See ``Pace``."""
+        price = self._speed.price
+        if price is not None:
+            self._at_s += self._speed.slowdown * price.seconds(num_bytes)
+            self._used_s = self._cpu()
 
     def stopwatch(self) -> float:
         """See ``Pace``: processor time alone, so that whoever else the machine runs is not measured."""

@@ -9,11 +9,41 @@ MOST_LATENCY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MessagePrice:
+    """Processor seconds of this machine's core for one message, at one of its two ends: packing it, or unpacking it."""
+
+    message_s: float
+    byte_s: float
+
+    def __post_init__(self) -> None:
+        for name, value in (("message_s", self.message_s), ("byte_s", self.byte_s)):
+            if not 0 <= value <= MOST_LATENCY_S:
+                raise ValueError(f"{name} is {value:g}: accepted are 0 to {MOST_LATENCY_S:g} seconds")
+
+    def __str__(self) -> str:
+        return f"{self.message_s:.9g}+{self.byte_s:.9g}"
+
+    @classmethod
+    def parse(cls, text: str) -> MessagePrice:
+        """What ``str`` gives, back. ``ValueError`` for anything else."""
+        message, plus, byte = text.partition("+")
+        if not plus:
+            raise ValueError(f"message price {text!r}: give SECONDS+SECONDS_A_BYTE, as in 1.5e-05+5e-11")
+        return cls(message_s=float(message), byte_s=float(byte))
+
+    def seconds(self, num_bytes: int) -> float:
+        """For a message of so many bytes."""
+        return self.message_s + num_bytes * self.byte_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
     """What is emulated: ``slowdown`` 1 and ``latency_s`` 0 are this machine itself."""
 
     slowdown: float = 1.0
     latency_s: float = 0.0
+    price: MessagePrice | None = None
+    """Of messages, before the slowdown; ``None``: what they happen to take in their place."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.slowdown <= MOST_SLOWDOWN:
@@ -24,4 +54,4 @@ class Speed:
     @property
     def is_emulated(self) -> bool:
         """Whether anything is other than on this machine."""
-        return self != Speed()
+        return self.slowdown != 1 or self.latency_s != 0

@@ -190,8 +190,8 @@ class Worker:
 
     def _send(self, link: bytes, message: Message) -> None:
         frames = encode(message)
-        self._pace.settle()
-        self._sockets.send(link, frames)
+        with self._pace.sending(sum(map(len, frames))):
+            self._sockets.send(link, frames)
 
     # --- actions -----------------------------------------------------------------------------------------------------
 
@@ -274,6 +274,7 @@ class Worker:
             self._end(key)
             return
         request.run.deliver(named, piece.source, tensor_of(piece, own=False).to(self._options.device))
+        self._pace.heard(len(piece.payload))
 
     def _settled_clock(self) -> float:
         """What an emulated device's clock shows once it is ready with what it did."""
@@ -332,6 +333,7 @@ class Worker:
         except Exception as error:  # of an operator, a link or a peer: it belongs to this request
             self._fail(key, request, error)
             done = True
+        self._pace.settle()
         busy_s = self._clock() - started_s
         self._counts["busy_s"] += busy_s
         request.busy_s += busy_s
@@ -366,19 +368,23 @@ class Worker:
         self, key: events.Request, request: _Request, piece: ProgramPiece, tensor: Tensor, target: int
     ) -> None:
         left_s = request.deadline_s - self._clock()
-        message = message_of(key, piece, tensor, source=request.installed.deploy.participant, deadline_s=left_s)
-        self._counts["sent_bytes"] += len(message.payload)
+        with self._pace.sending(tensor.nbytes):
+            message = message_of(key, piece, tensor, source=request.installed.deploy.participant, deadline_s=left_s)
+            self._counts["sent_bytes"] += len(message.payload)
+            self._send_message(key, request, message, target)
+
+    def _send_message(self, key: events.Request, request: _Request, message: Piece, target: int) -> None:
         links = request.installed.links
         assert links is not None, "connected before the run"
-        self._pace.settle()
         if target == HOME:
             if links.send_home(message):
                 return
             owner = self._state.owner(key[0])
             if owner is not None:
-                self._send(owner, message)
+                self._sockets.send(owner, encode(message))
             return
         try:
             links.send(target, message)
         except zmq.ZMQError as error:
-            raise ProtocolError(f"worker {participant_name(target)} does not take {piece}: {error}") from error
+            named = piece_of(message)
+            raise ProtocolError(f"worker {participant_name(target)} does not take {named}: {error}") from error

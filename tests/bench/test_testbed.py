@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from edgedi import ClusterProfile, capture, distribute, lower
 from edgedi.bench.engine_process import stopwatch_of
 from edgedi.bench.testbed import start
 from edgedi.bench.testbed.namespaces import LOCKS, NAMESPACES, Network, NoNamespaces
+from edgedi.bench.testbed.price import measured_price
 from edgedi.bench.testbed.spec import Link
 from edgedi.bench.testbed.specs import parse_spec
 from edgedi.bench.testbed.start import Testbed
@@ -286,3 +289,18 @@ def test_an_engine_of_an_emulated_device_is_timed_by_its_processor_time():
     before = here(), slow()
     at_s = {"clock": 2.0, "cpu": 5.25}
     assert (here() - before[0], slow() - before[1]) == (1.0, 2.5)
+
+
+def test_the_price_of_a_message_is_half_of_what_both_ends_take():
+    ticks = itertools.count()
+    price = measured_price(clock=lambda: 1e-6 * next(ticks))  # looked at twice for each end
+    assert price.message_s == pytest.approx(1e-6)
+    assert price.byte_s == pytest.approx(0, abs=1e-18)
+
+
+def test_a_spec_says_how_messages_count():
+    text = '[link]\nrate_bits_per_s = 1e9\n[[devices]]\nname = "one"\nslowdown = 10\n'
+    assert parse_spec(text, name="one").messages == "warm"
+    assert parse_spec('messages = "in place"\n' + text, name="one").messages == "in place"
+    with pytest.raises(ValueError, match=re.escape("testbed one: messages is 'cold': give 'warm' or 'in place'")):
+        parse_spec('messages = "cold"\n' + text, name="one")

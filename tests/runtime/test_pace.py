@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgedi.runtime.device import fingerprint
 from edgedi.runtime.emulation import Emulation, emulating, emulation_here
 from edgedi.runtime.pace import FullSpeed, Slowed, pace_of
-from edgedi.runtime.speed import Speed
+from edgedi.runtime.speed import MessagePrice, Speed
 
 
 class World:
@@ -93,6 +93,67 @@ def test_setting_up_is_not_slowed():
     world.pace.settle()
     assert world.slept_s == 0
     assert world.pace.late_s == 0
+
+
+PRICED = Speed(slowdown=10, price=MessagePrice(message_s=2e-5, byte_s=1e-9))
+
+
+def test_a_message_leaves_when_the_device_is_ready_with_it():
+    world = World(PRICED)
+    world.compute(0.003)
+    with world.pace.sending(1_000):
+        assert world.now_s == pytest.approx(100 + 10 * (0.003 + 2e-5 + 1e-6))
+        world.compute(0.0005)  # packing with cold caches: in the price
+    world.pace.settle()
+    assert world.pace.late_s == pytest.approx(0.0005)
+    world.compute(0.001)
+    world.pace.settle()
+    assert world.now_s == pytest.approx(100.04021)  # and is made up for
+
+
+def test_a_message_that_comes_counts_its_price_whatever_it_took_here():
+    world = World(PRICED)
+    assert world.pace.wait(world.poll(None, 0.5), 1000) == ["message"]
+    world.compute(0.004)
+    world.pace.heard(1_000)
+    world.pace.settle()
+    assert world.now_s == pytest.approx(100.504)  # later than the 0.21 ms of the price, which is why
+    assert world.pace.late_s == pytest.approx(0.004 - 10 * 2.1e-5)
+    world.compute(0.001)
+    world.pace.settle()
+    assert world.now_s == pytest.approx(100.5 + 10 * (2.1e-5 + 0.001))
+
+
+def test_looking_for_messages_is_in_their_price():
+    world = World(PRICED)
+
+    def poll(timeout_ms: int) -> list[str]:
+        world.compute(0.002)
+        return ["message"]
+
+    world.pace.wait(poll, 1000)
+    world.pace.settle()
+    assert world.now_s == pytest.approx(100.002)
+
+
+def test_without_a_price_messages_count_what_they_take():
+    world = World(Speed(slowdown=10))
+    with world.pace.sending(1_000):
+        world.compute(0.0005)
+    world.compute(0.0005)
+    world.pace.heard(1_000)
+    world.pace.settle()
+    assert world.now_s == pytest.approx(100.01)
+
+
+def test_a_price_is_read_back_as_it_was_written():
+    price = MessagePrice(message_s=1.4172e-05, byte_s=3.38e-11)
+    assert MessagePrice.parse(str(price)) == price
+    assert price.seconds(1_000_000) == pytest.approx(4.7972e-05)
+    with pytest.raises(ValueError, match=re.escape("message price '3': give SECONDS+SECONDS_A_BYTE")):
+        MessagePrice.parse("3")
+    with pytest.raises(ValueError, match="message_s is -1: accepted are 0 to 10 seconds"):
+        MessagePrice(message_s=-1, byte_s=0)
 
 
 def test_a_stopwatch_shows_processor_time_times_slowdown():

@@ -12,12 +12,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from edgedi.bench.testbed.namespaces import Network, NoNamespaces
+from edgedi.bench.testbed.price import measured_price
 from edgedi.bench.testbed.spec import Device, Spec
 from edgedi.errors import EdgediError
 from edgedi.runtime.emulation import Emulation, emulating
@@ -39,6 +41,7 @@ class Testbed:
         self.spec, self._say = spec, say
         self.key: Path | None = None
         self.process_ids: list[int] = []
+        self.price = measured_price() if spec.messages == "warm" else None
         with ExitStack() as stack:
             network = self._network(stack) if namespaces else None
             self.how = "links shaped by the kernel" if network else "links shaped by a relay"
@@ -48,7 +51,16 @@ class Testbed:
             self._stack = stack.pop_all()
 
     def __str__(self) -> str:
-        return f"Emulated devices, not real ones: {self.spec}; {self.how}"
+        return f"Emulated devices, not real ones: {self.spec}; {self.how}; {self._messages()}"
+
+    def _messages(self) -> str:
+        if self.price is None:
+            return "work on messages slowed as it is measured in its place, with cold caches"
+        each_us, megabyte_us = 1e6 * self.price.message_s, 1e12 * self.price.byte_s
+        return (
+            f"work on a message counts {each_us:.0f} us at each end and {megabyte_us:.0f} us a MB, measured here with "
+            "warm caches, times the slowdown"
+        )
 
     def close(self) -> None:
         """End the workers and remove what was made. Idempotent."""
@@ -67,7 +79,7 @@ class Testbed:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgedi-testbed-")))
         self.key, keys = _make_keys(folder, len(self.spec.devices) - 1)
         launches = [
-            _launch(
+            self._launch(
                 device, "--host", network.address(index), "--key", str(keys[index - 1][0]),
                 "--authorized-keys", str(folder / "authorized"), prefix=network.prefix(index),
             )
@@ -84,7 +96,7 @@ class Testbed:
         self.process_ids.append(relay.process_id)
         proxies = [f"127.0.0.1:{port}" for port in relay.proxies]
         launches = [
-            _launch(device, "--socks-proxy", proxy)
+            self._launch(device, "--socks-proxy", proxy)
             for device, proxy in zip(self.spec.devices[1:], proxies[1:], strict=True)
         ]
         relay.connect([int(place.rpartition(":")[2]) for place in self._start(launches, stack)])
@@ -99,7 +111,13 @@ class Testbed:
 
     def _own(self, *, proxy: str | None = None) -> Emulation:
         own = self.spec.devices[0]
-        return Emulation(speed=own.speed, memory_bytes=own.memory_bytes, proxy=proxy)
+        return Emulation(speed=replace(own.speed, price=self.price), memory_bytes=own.memory_bytes, proxy=proxy)
+
+    def _launch(self, device: Device, *options: str, prefix: tuple[str, ...] = ()) -> Launch:
+        memory = ("--memory-limit", str(device.memory_bytes)) if device.memory_bytes is not None else ()
+        price = ("--message-price", str(self.price)) if self.price is not None else ()
+        emulation = ("--slowdown", repr(device.speed.slowdown), "--latency", repr(device.speed.latency_s), *price)
+        return Launch(name=device.name, options=(*emulation, *memory, *options), prefix=prefix)
 
 
 def _make_keys(folder: Path, num_workers: int) -> tuple[Path, list[tuple[Path, str]]]:
@@ -110,12 +128,6 @@ def _make_keys(folder: Path, num_workers: int) -> tuple[Path, list[tuple[Path, s
     workers = [generate_keypair() for _ in range(num_workers)]
     saved = [(save_keypair(folder / f"worker-{index}.key", pair), pair.public) for index, pair in enumerate(workers)]
     return save_keypair(folder / "coordinator.key", own), saved
-
-
-def _launch(device: Device, *options: str, prefix: tuple[str, ...] = ()) -> Launch:
-    memory = ("--memory-limit", str(device.memory_bytes)) if device.memory_bytes is not None else ()
-    emulation = ("--slowdown", repr(device.speed.slowdown), "--latency", repr(device.speed.latency_s))
-    return Launch(name=device.name, options=(*emulation, *memory, *options), prefix=prefix)
 
 
 class RelayProcess:
