@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from edgedi.bench.words import megabytes, milliseconds
 
 _WIDTH, _LEFT, _RIGHT = 1060.0, 190.0, 90.0
 _ROW = 34.0
+_LETTERS = 14.0
+"""Between the lines of two labels."""
 
 
 # --- seconds of every round -------------------------------------------------------------------------------------------
@@ -85,9 +88,21 @@ def curves_chart(curves: Sequence[Curve], title: str, ideal: Callable[[float], f
     drawn.append(text(211, 290, "workers", "tick", "middle"))
     ideals = [(_at(across, k), up.at(ideal(k))) for k in range(1, most_workers + 1)]
     drawn.append(_polyline(ideals, "ideal"))
-    for index, curve in enumerate(curves):
-        drawn.append(_curve(curve, 13.0 * index, across, up))
+    ends = [up.at(curve.points[-1].value) for curve in curves]
+    for curve, beside in zip(curves, spread(ends, _LETTERS, 280), strict=True):
+        drawn.append(_curve(curve, beside, across, up))
     return svg(500, 298, f"{title} against number of workers", *drawn, least=340)
+
+
+def spread(places: Sequence[float], apart: float, most: float) -> list[float]:
+    """``places`` in the same order, ``apart`` from each other and at ``most`` at most: where labels beside them go."""
+    order = sorted(range(len(places)), key=lambda index: places[index])
+    found = list(places)
+    for before, index in itertools.pairwise(order):
+        found[index] = max(found[index], found[before] + apart)
+    for number, index in enumerate(reversed(order)):
+        found[index] = min(found[index], most - apart * number)
+    return found
 
 
 def _at(across: Scale, num_workers: float) -> float:
@@ -102,8 +117,8 @@ def _grid(values: Sequence[float], up: Scale, *, percent: bool) -> Iterator[Mark
         )
 
 
-def _curve(curve: Curve, lower: float, across: Scale, up: Scale) -> Markup:
-    """Its name stands at its end, ``lower`` by so many pixels, so that names of curves that meet do not."""
+def _curve(curve: Curve, beside: float, across: Scale, up: Scale) -> Markup:
+    """Its name stands at its end, at the height ``beside``, so that names of curves that meet do not."""
     places = [(_at(across, point.num_workers), point) for point in curve.points]
     name = colour(curve.colour)
     parts = [
@@ -118,7 +133,8 @@ def _curve(curve: Curve, lower: float, across: Scale, up: Scale) -> Markup:
                     data_value=f"{point.value:.4f}", data_bound=f"{point.bound:.4f}")
         )  # fmt: skip
     x, last = places[-1]
-    parts.append(text(x + 9, up.at(last.value) + 4 + lower, curve.name, f"label ink-{name}"))
+    parts.append(line(x + 4, up.at(last.value), x + 20, beside, "leader"))
+    parts.append(text(x + 23, beside + 4, curve.name, f"label ink-{name}"))
     return joined(parts)
 
 

@@ -56,7 +56,7 @@ text{fill:var(--ink);font:12px system-ui,-apple-system,"Segoe UI",Roboto,sans-se
 .small{font-size:11px}
 .label{font-size:13px}
 .number{font-size:13px;font-variant-numeric:tabular-nums}
-.grid{stroke:var(--rule);stroke-width:1}
+.grid,.leader{stroke:var(--rule);stroke-width:1}
 .band{fill:var(--soft)}
 .home{fill:var(--home)}
 .whole{stroke:var(--ink);stroke-width:1.2;stroke-dasharray:3 2}
