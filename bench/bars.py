@@ -86,6 +86,8 @@ CASES = (
     _testbed("pi4x4@100M", VGG16, 3.2, 0.75),
     _testbed("pi4x4@100M", RESNET50, 2.2, 0.75),
     _testbed("pi3x2_pi4x2@100M", VGG16, 0.85 * (2 / 15 + 2 / 10) * 10, 0.75),
+    _testbed("mixed_links", RESNET50, LEAST_OF_ONE_DEVICE, 0.75),
+    _testbed("pi4x4@50M", "torchvision:mobilenet_v2", LEAST_OF_ONE_DEVICE, 0.75),
 )
 """Local cases need this machine alone; those of a testbed need ``edgedi-bench --testbed``."""
 

@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -66,10 +67,14 @@ def measure(case: Case, folder: Path, rounds: int) -> tuple[dict[str, Any] | Non
     files = ("--rounds", str(rounds), "--json", str(path), *(() if case.streams else ("--html", str(page))))
     command = [sys.executable, "-m", "edgedi.cli.bench", *case.arguments, *files]
     last = ""
-    with subprocess.Popen(command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        for line in process.stderr or ():
-            sys.stderr.write(line)  # its progress is ours
-            last = line.strip()
+    with tempfile.TemporaryDirectory() as cache:  # profiles measured in this run, not on another day
+        environment = {**os.environ, "XDG_CACHE_HOME": cache}
+        with subprocess.Popen(
+            command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
+        ) as process:
+            for line in process.stderr or ():
+                sys.stderr.write(line)  # its progress is ours
+                last = line.strip()
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8")), ""
     return None, last or f"edgedi-bench ended with {process.returncode}"
