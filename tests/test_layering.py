@@ -21,10 +21,11 @@ ROOT = Path(__file__).parent.parent
 # and no room may import it.
 MAY_IMPORT = {
     "errors": frozenset[str](),
+    "pages": frozenset[str](),
     "partition": frozenset({"errors"}),
-    "transforms": frozenset({"errors"}),
+    "transforms": frozenset({"errors", "pages"}),
     "runtime": frozenset({"errors", "partition"}),
-    "bench": frozenset({"errors", "partition", "runtime"}),
+    "bench": frozenset({"errors", "pages", "partition", "runtime"}),
     "cli": frozenset({"errors", "partition", "runtime", "transforms", "bench"}),
 }
 
@@ -52,6 +53,8 @@ TORCH_IMPORTERS = (
 # The modules that only decide: a value in, a value out.
 PURE = (
     "edgedi.errors",
+    "edgedi.pages",
+    "edgedi.pages.*",
     "edgedi.partition",
     "edgedi.partition.*",
     "edgedi.runtime.payloads",

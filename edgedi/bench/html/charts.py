@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
-from edgedi.bench.html.drawing import Scale, colour, horizontal_axis, line, rectangle, svg, text, ticks
-from edgedi.bench.html.markup import Markup, element, joined, void
 from edgedi.bench.report import Memory, Result
 from edgedi.bench.words import megabytes, milliseconds
+from edgedi.pages.drawing import Scale, colour, horizontal_axis, line, polyline, rectangle, svg, text, ticks
+from edgedi.pages.markup import Markup, element, joined, void
 
 _WIDTH, _LEFT, _RIGHT = 1060.0, 190.0, 90.0
 _ROW = 34.0
@@ -87,7 +87,7 @@ def curves_chart(curves: Sequence[Curve], title: str, ideal: Callable[[float], f
     drawn += [text(_at(across, k), 270, k, "tick", "middle") for k in range(1, most_workers + 1)]
     drawn.append(text(211, 290, "workers", "tick", "middle"))
     ideals = [(_at(across, k), up.at(ideal(k))) for k in range(1, most_workers + 1)]
-    drawn.append(_polyline(ideals, "ideal"))
+    drawn.append(polyline(ideals, "ideal"))
     ends = [up.at(curve.points[-1].value) for curve in curves]
     for curve, beside in zip(curves, spread(ends, _LETTERS, 280), strict=True):
         drawn.append(_curve(curve, beside, across, up))
@@ -122,8 +122,8 @@ def _curve(curve: Curve, beside: float, across: Scale, up: Scale) -> Markup:
     places = [(_at(across, point.num_workers), point) for point in curve.points]
     name = colour(curve.colour)
     parts = [
-        _polyline([(x, up.at(point.bound)) for x, point in places], f"bound stroke-{name}"),
-        _polyline([(x, up.at(point.value)) for x, point in places], f"curve stroke-{name}"),
+        polyline([(x, up.at(point.bound)) for x, point in places], f"bound stroke-{name}"),
+        polyline([(x, up.at(point.value)) for x, point in places], f"curve stroke-{name}"),
     ]
     for x, point in places:
         parts.append(line(x, up.at(point.low), x, up.at(point.high), f"whisker stroke-{name}"))
@@ -136,10 +136,6 @@ def _curve(curve: Curve, beside: float, across: Scale, up: Scale) -> Markup:
     parts.append(line(x + 4, up.at(last.value), x + 20, beside, "leader"))
     parts.append(text(x + 23, beside + 4, curve.name, f"label ink-{name}"))
     return joined(parts)
-
-
-def _polyline(places: Sequence[tuple[float, float]], class_: str) -> Markup:
-    return void("polyline", points=" ".join(f"{x:.2f},{y:.2f}" for x, y in places), class_=class_)
 
 
 # --- pairs and bars ---------------------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from edgedi.bench.html.drawing import colour, hatch, rectangle, svg, text
-from edgedi.bench.html.markup import Markup, element, joined
 from edgedi.bench.html.picture import NO_SEGMENT, FeatureMap, Halo, lanes
+from edgedi.pages.drawing import colour, hatch, rectangle, svg, text
+from edgedi.pages.markup import Markup, element, joined
 from edgedi.partition.plan import HOME, Plan
 from edgedi.partition.program import participant_name
 

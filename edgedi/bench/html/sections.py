@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from edgedi.bench.html.charts import rounds_chart
 from edgedi.bench.html.choices import colours_of, drawn
-from edgedi.bench.html.markup import Markup, element
-from edgedi.bench.html.parts import section, table
 from edgedi.bench.report import Report, Result, Single, Split
 from edgedi.bench.words import caveats, milliseconds, ratio_text
+from edgedi.pages.markup import Markup, element
+from edgedi.pages.parts import cards, section, table
 from edgedi.partition.plan import HOME
 
 # --- the top ----------------------------------------------------------------------------------------------------------
@@ -26,12 +26,8 @@ def headline(report: Report) -> Markup:
     )
     said = list(caveats(report))
     notes = element("ul", *(element("li", sentence) for sentence in said), class_="caveats") if said else ""
-    cards = element("div", *(_card(*card) for card in _cards(report, best)), class_="cards")
-    return element("header", element("h1", settings.model), element("p", sub, class_="sub"), cards, notes)
-
-
-def _card(number: str, what: str) -> Markup:
-    return element("div", element("b", number), element("span", what), class_="card")
+    numbers = cards(_cards(report, best))
+    return element("header", element("h1", settings.model), element("p", sub, class_="sub"), numbers, notes)
 
 
 def _cards(report: Report, best: Split) -> Iterator[tuple[str, str]]:

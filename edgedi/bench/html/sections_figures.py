@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from edgedi.bench.html.charts import Curve, Pair, Point, curves_chart, memory_chart, pairs_chart
 from edgedi.bench.html.choices import colours_of, drawn, names_of
-from edgedi.bench.html.markup import Markup, element
-from edgedi.bench.html.parts import section, table
 from edgedi.bench.report import ONE_WORKER, Report, Split, link_bytes
 from edgedi.bench.words import megabytes
+from edgedi.pages.markup import Markup, element
+from edgedi.pages.parts import section, table
 from edgedi.partition.program import participant_name
 
 # --- speedups and predictions -----------------------------------------------------------------------------------------

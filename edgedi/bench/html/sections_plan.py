@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from edgedi.bench.html.choices import drawn, names_of
-from edgedi.bench.html.drawing import colour
-from edgedi.bench.html.markup import Markup
-from edgedi.bench.html.parts import details, hatched, legend, section, swatch, table
 from edgedi.bench.html.picture import feature_maps
 from edgedi.bench.html.plan_figure import plan_figure
 from edgedi.bench.html.timeline import shares, timeline
 from edgedi.bench.report import Report, Split
 from edgedi.bench.words import milliseconds
+from edgedi.pages.drawing import colour
+from edgedi.pages.markup import Markup
+from edgedi.pages.parts import details, hatched, legend, section, swatch, table
 from edgedi.partition.plan import HOME, Segment
 from edgedi.partition.program import participant_name
 

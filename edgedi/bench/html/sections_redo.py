@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from edgedi.bench.html.markup import Markup, element, joined
-from edgedi.bench.html.parts import definitions, details, section
 from edgedi.bench.report import Report
+from edgedi.pages.markup import Markup, element, joined
+from edgedi.pages.parts import definitions, details, section
 
 # --- to redo it -------------------------------------------------------------------------------------------------------
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgedi.bench.html.drawing import Scale, colour, horizontal_axis, line, rectangle, svg, text, ticks
-from edgedi.bench.html.markup import Markup, element, joined
 from edgedi.bench.words import milliseconds
+from edgedi.pages.drawing import Scale, colour, horizontal_axis, line, rectangle, svg, text, ticks
+from edgedi.pages.markup import Markup, element, joined
 from edgedi.partition.plan import HOME
 from edgedi.runtime.trace import KINDS, Span
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from edgedi.bench.html.drawing import hatch, rectangle
-from edgedi.bench.html.markup import Markup, element, joined
+from edgedi.pages.drawing import hatch, rectangle
+from edgedi.pages.markup import Markup, element, joined
 
 
 def section(name: str, title: str, see: str, *content: object) -> Markup:
     """A part of the page: its heading, what to see in it, and the thing itself."""
     return element("section", element("h2", title, id=name), element("p", see, class_="see"), *content)
+
+
+def cards(pairs: Iterable[tuple[str, str]]) -> Markup:
+    """The few numbers that matter, large, each with what it is."""
+    made = (element("div", element("b", number), element("span", what), class_="card") for number, what in pairs)
+    return element("div", *made, class_="cards")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, best: int | None = None, words: int = 1) -> Markup:

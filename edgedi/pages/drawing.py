@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgedi.bench.html.markup import Markup, Value, element, joined, void
+from edgedi.pages.markup import Markup, Value, element, joined, void
 
 NUM_COLOURS = 8
 """Workers beyond these take the colours from the start again; their names are beside them everywhere."""
@@ -34,6 +35,11 @@ def text(x: float, y: float, content: object, class_: str = "", anchor: str = "s
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
     """A straight line."""
     return void("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
+
+
+def polyline(places: Sequence[tuple[float, float]], class_: str) -> Markup:
+    """Straight lines from place to place."""
+    return void("polyline", points=" ".join(f"{x:.2f},{y:.2f}" for x, y in places), class_=class_)
 
 
 def colour(index: int) -> str:

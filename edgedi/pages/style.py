@@ -5,7 +5,7 @@ Colours of workers keep a contrast of 3 to 1 against the ground in both modes, a
 
 from __future__ import annotations
 
-from edgedi.bench.html.drawing import NUM_COLOURS
+from edgedi.pages.drawing import NUM_COLOURS
 
 _LIGHT = ("#2468b0", "#c96a10", "#2b8758", "#a8488f", "#80691c", "#c0392b", "#37829b", "#6b5fb5")
 _DARK = ("#6aaeea", "#f2a65a", "#6cc994", "#dd8fca", "#cdb25a", "#ef8377", "#84c5da", "#a99ff0")
