@@ -10,11 +10,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.pretrained import (
+    Detector,
+    cifar,
+    imagenet,
+    mobilenet,
+    normalised,
+    plus_minus_one,
+    resnet50,
+    resnet_cifar,
+    street_scenes,
+)
 from edgedi import distribute
 from edgedi.runtime.local_workers import LocalWorkers
 from edgedi.runtime.verify import relative_difference
@@ -30,66 +40,6 @@ def workers() -> Iterator[list[str]]:
     started = LocalWorkers(2)
     yield started.addresses
     started.stop()
-
-
-# --- the networks and their images -----------------------------------------------------------------------------------
-
-
-def resnet_cifar(data: Path, depth: int) -> nn.Module:
-    import cifar_resnet
-    from safetensors.torch import load_file
-
-    (path,) = (data / "cifar_resnet").glob(f"resnet{depth}-*.safetensors")
-    state = {name.removeprefix("module."): tensor for name, tensor in load_file(path).items()}
-    model = cifar_resnet.CifarResNet(depth)
-    model.load_state_dict(state)
-    return model.eval()
-
-
-def resnet50(data: Path) -> nn.Module:
-    import ktb
-    from safetensors.torch import load_file
-
-    (path,) = (data / "imagenet_resnet_pq").glob("*resnet50*.safetensors")
-    model = ktb.resnet50()
-    model.load_state_dict(ktb.decode(load_file(path)))
-    return model.eval()
-
-
-def mobilenet(data: Path) -> nn.Module:
-    import mobilenet_v2
-    from safetensors.torch import load_file
-
-    (path,) = (data / "imagenet_mobilenet_v2").glob("*.safetensors")
-    model = mobilenet_v2.MobileNetV2(same=True)
-    model.load_state_dict(load_file(path))
-    return model.eval()
-
-
-def cifar(data: Path) -> tuple[Tensor, Tensor]:
-    import images
-
-    pixels, labels = images.cifar10("test", data)
-    return torch.from_numpy(images.normalise(pixels)), torch.from_numpy(labels)
-
-
-def imagenet(data: Path) -> tuple[np.ndarray, Tensor]:
-    """500 images as bytes: as float32 they would take 300 MB."""
-    import images
-
-    pixels, labels = images.imagenet(224, data)
-    return pixels, torch.from_numpy(labels)
-
-
-def normalised(pixels: np.ndarray) -> Tensor:
-    import images
-
-    return torch.from_numpy(images.normalise(pixels))
-
-
-def plus_minus_one(pixels: np.ndarray) -> Tensor:
-    """RGB / 127.5 - 1."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32) / 127.5 - 1)
 
 
 # --- comparing -------------------------------------------------------------------------------------------------------
@@ -180,32 +130,6 @@ def test_mobilenet_v2_reaches_its_accuracy(data: Path, workers: list[str]) -> No
 
 
 # --- a detector ------------------------------------------------------------------------------------------------------
-
-
-class Detector(nn.Module):
-    """YOLO-Fastest's raw maps, without the settings that darknet's loader returns beside them."""
-
-    def __init__(self, data: Path) -> None:
-        super().__init__()
-        import darknet
-        from safetensors.torch import load_file
-
-        folder = data / "yolo_fastest"
-        self.net = darknet.Net((folder / "yolo-fastest-1.1.cfg").read_text())
-        self.net.load_state_dict(load_file(folder / "yolo-fastest-1.1.safetensors"))
-        self.heads = [settings for settings in self.net.cfg if settings["type"] == "yolo"]
-        self.eval()
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return [maps for maps, _ in self.net(x)]
-
-
-def street_scenes(data: Path, count: int) -> Tensor:
-    from PIL import Image
-
-    paths = sorted((data / "coco128" / "images").glob("*.jpg"))[:count]
-    pixels = [np.asarray(Image.open(path).convert("RGB").resize((320, 320)), dtype=np.float32) for path in paths]
-    return torch.from_numpy(np.stack(pixels).transpose(0, 3, 1, 2) / 255).contiguous()
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.pretrained import cifar, imagenet, mobilenet, normalised, plus_minus_one, resnet50
+from bench.pretrained import resnet_cifar as resnet_of
 from edgedi.transforms.compact import compact
 from edgedi.transforms.measure import difference
-from tests.runtime.test_real_networks import cifar, imagenet, mobilenet, normalised, plus_minus_one, resnet50
-from tests.runtime.test_real_networks import resnet_cifar as resnet_of
 from tests.transforms.planted import widths
 
 pytestmark = pytest.mark.data
