@@ -25,9 +25,9 @@ from edgedi.runtime.tensors import Tensor, inference, random_piece
 
 LEAST_RUNS = 5
 """Shorter chains are not worth the time that an engine takes to prepare."""
-FASTER_BY = 0.95
+FASTER_BY = 0.98
 """An engine is chosen where it takes at most this share of the time: less is noise, and torch needs no second copy."""
-REPEATS = 4
+REPEATS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
