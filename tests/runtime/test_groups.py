@@ -16,7 +16,7 @@ from edgedi.partition.lowering import lower
 from edgedi.partition.plan import HOME
 from edgedi.partition.program import Piece, Program, Run
 from edgedi.runtime.executor import LoadedProgram, ProgramRun
-from edgedi.runtime.groups import FASTER_BY, LEAST_RUNS, Choice, EngineGroups
+from edgedi.runtime.groups import FASTER_BY, LEAST_RUNS, REPEATS, Choice, EngineGroups
 from edgedi.runtime.kernels import openvino_graph
 from edgedi.runtime.kernels.fused import Packer
 from edgedi.runtime.local_workers import LocalWorkers
@@ -35,11 +35,11 @@ pytestmark = pytest.mark.skipif(
 
 def engine_wins() -> EngineGroups:
     """Every chain is the engine's: by its clock torch takes long and the engine no time."""
-    return EngineGroups(1, clock=_Steps([0.0, 1.0] * 4 + [0.0, 0.0] * 4))
+    return EngineGroups(1, clock=_Steps([0.0, 1.0] * REPEATS + [0.0, 0.0] * REPEATS))
 
 
 def torch_wins() -> EngineGroups:
-    return EngineGroups(1, clock=_Steps([0.0, 0.0] * 4 + [0.0, 1.0] * 4))
+    return EngineGroups(1, clock=_Steps([0.0, 0.0] * REPEATS + [0.0, 1.0] * REPEATS))
 
 
 class _Steps:
