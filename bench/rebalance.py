@@ -30,12 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from edgedi import ClusterProfile, Session, distribute
-from edgedi.runtime.balance_state import EVERY_REQUESTS, REPLAN_WITHIN_REQUESTS
-from edgedi.runtime.executor import LoadedProgram, ProgramRun
-from edgedi.runtime.local_workers import share_cores
-from edgedi.runtime.noting import Changed, Kernel
-from edgedi.runtime.worker import Worker
-from edgedi.runtime.worker_options import WorkerOptions
+from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
+from edgedi.runtime.session.balance_state import EVERY_REQUESTS, REPLAN_WITHIN_REQUESTS
+from edgedi.runtime.worker.local_workers import share_cores
+from edgedi.runtime.worker.noting import Changed, Kernel
+from edgedi.runtime.worker.options import WorkerOptions
+from edgedi.runtime.worker.worker import Worker
 
 BAR = 1.15
 SLOW = 1

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from edgedi.partition.profile import ClusterProfile
     from edgedi.partition.simulate import simulate
     from edgedi.partition.throughput import place
-    from edgedi.runtime.distribute import distribute
-    from edgedi.runtime.session import Session
+    from edgedi.runtime.session.distribute import distribute
+    from edgedi.runtime.session.session import Session
     from edgedi.transforms.compact import compact
 
 _HOMES = {
@@ -34,8 +34,8 @@ _HOMES = {
     "planners": "edgedi.partition.planners",
     "ClusterProfile": "edgedi.partition.profile",
     "simulate": "edgedi.partition.simulate",
-    "Session": "edgedi.runtime.session",
-    "distribute": "edgedi.runtime.distribute",
+    "Session": "edgedi.runtime.session.session",
+    "distribute": "edgedi.runtime.session.distribute",
     "compact": "edgedi.transforms.compact",
 }
 

@@ -21,7 +21,7 @@ from edgedi.partition.lowering import lower
 from edgedi.partition.plan import Plan
 from edgedi.partition.program import UNSPLIT, Piece
 from edgedi.partition.simulate import simulate
-from edgedi.runtime.reference import InProcess
+from edgedi.runtime.execution.reference import InProcess
 
 TOLERANCE = {"float32": 2e-5, "float64": 1e-11}
 """Largest difference, relative to the largest value of the map (REVIEW.md, A2)."""

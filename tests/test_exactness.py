@@ -20,7 +20,7 @@ from edgedi.partition.capture import Capture, capture_model
 from edgedi.partition.lowering import lower
 from edgedi.partition.plan import Plan
 from edgedi.partition.simulate import split_flops
-from edgedi.runtime.reference import InProcess
+from edgedi.runtime.execution.reference import InProcess
 from tests.exactness import (
     TOLERANCE,
     cast,

@@ -29,6 +29,19 @@ MAY_IMPORT = {
     "cli": frozenset({"errors", "partition", "runtime", "transforms", "bench"}),
 }
 
+# The same within the runtime. "version" is the one module beside its rooms.
+RUNTIME_MAY_IMPORT = {
+    "version": frozenset[str](),
+    "wire": frozenset[str](),
+    "kernels": frozenset[str](),
+    "emulation": frozenset[str](),
+    "links": frozenset({"wire"}),
+    "execution": frozenset({"wire", "kernels"}),
+    "worker": frozenset({"version", "wire", "kernels", "emulation", "links", "execution"}),
+    "coordinator": frozenset({"version", "wire", "kernels", "emulation", "links", "execution", "worker"}),
+    "session": frozenset({"wire", "links", "execution", "worker", "coordinator"}),
+}
+
 # The modules that handle tensors. Everything else on a worker's path does without torch, so that a worker on another
 # engine stays possible.
 TORCH_IMPORTERS = (
@@ -38,15 +51,15 @@ TORCH_IMPORTERS = (
     "edgedi.transforms.*",
     "edgedi.runtime.kernels",
     "edgedi.runtime.kernels.*",
-    "edgedi.runtime.tensors",
-    "edgedi.runtime.executor",
-    "edgedi.runtime.measure",  # times kernels on tensors of noise
+    "edgedi.runtime.execution.tensors",
+    "edgedi.runtime.execution.executor",
+    "edgedi.runtime.execution.measure",  # times kernels on tensors of noise
     # The coordinator's side only: it holds the user's model and answers.
-    "edgedi.runtime.reference",
-    "edgedi.runtime.verify",
-    "edgedi.runtime.plans_by_shape",
-    "edgedi.runtime.session",
-    "edgedi.runtime.distribute",
+    "edgedi.runtime.execution.reference",
+    "edgedi.runtime.session.verify",
+    "edgedi.runtime.session.plans_by_shape",
+    "edgedi.runtime.session.session",
+    "edgedi.runtime.session.distribute",
     "edgedi.bench.*",  # builds and trains the demo's network; runs beside the workers, never in one
 )
 
@@ -57,17 +70,14 @@ PURE = (
     "edgedi.pages.*",
     "edgedi.partition",
     "edgedi.partition.*",
-    "edgedi.runtime.payloads",
-    "edgedi.runtime.message_checks",
-    "edgedi.runtime.messages",
     "edgedi.runtime.wire",
-    "edgedi.runtime.piece_headers",
-    "edgedi.runtime.worker_events",
-    "edgedi.runtime.worker_actions",
-    "edgedi.runtime.*_state",
-    "edgedi.runtime.trace",
-    "edgedi.runtime.frames",
-    "edgedi.runtime.speed",
+    "edgedi.runtime.wire.*",
+    "edgedi.runtime.emulation.speed",
+    "edgedi.runtime.worker.events",
+    "edgedi.runtime.worker.actions",
+    "edgedi.runtime.worker.state",
+    "edgedi.runtime.session.balance_state",
+    "edgedi.runtime.session.trace",
     "edgedi.bench",
     "edgedi.bench.settings",
     "edgedi.bench.numbers",
@@ -157,18 +167,29 @@ def imports_package(target: str, package: str) -> bool:
     return target == package or target.startswith(package + ".")
 
 
-def upward_imports(module: str, sources: Mapping[str, str], packages: frozenset[str]) -> list[str]:
-    """Imports of ``module`` that the table does not allow."""
-    if module == "edgedi":
+def upward_imports(
+    module: str,
+    sources: Mapping[str, str],
+    packages: frozenset[str],
+    house: str = "edgedi",
+    may_import: Mapping[str, frozenset[str]] = MAY_IMPORT,
+) -> list[str]:
+    """Imports that ``may_import`` does not allow to ``module``'s room, a direct child of the package ``house``."""
+    if module == house or not imports_package(module, house):
         return []
-    room = module.split(".")[1]
+    room = room_of(module, house)
     wrong = []
     for found in imports_of(module, sources, packages):
-        if imports_package(found.target, "edgedi"):
-            other = found.target.split(".")[1] if "." in found.target else "edgedi"
-            if other != room and other not in MAY_IMPORT[room]:
+        if imports_package(found.target, house):
+            other = room_of(found.target, house)
+            if other != room and other not in may_import[room]:
                 wrong.append(f"{module}:{found.line} imports {found.target}")
     return wrong
+
+
+def room_of(module: str, house: str) -> str:
+    """Which child of the package ``house`` the module is in; the package's own last name for itself."""
+    return module.removeprefix(house).lstrip(".").split(".")[0] or house.rpartition(".")[2]
 
 
 def torch_imports(module: str, sources: Mapping[str, str], packages: frozenset[str]) -> list[str]:
@@ -237,13 +258,21 @@ def test_every_folder_is_a_package_or_the_wheel_would_lack_it():
 
 
 def test_every_room_is_in_the_table():
-    rooms = {module.split(".")[1] for module in SOURCES if "." in module}
-    assert rooms - MAY_IMPORT.keys() == set()
+    assert {room_of(module, "edgedi") for module in MODULES} - {"edgedi"} == MAY_IMPORT.keys()
+    inner = {room_of(module, "edgedi.runtime") for module in MODULES if imports_package(module, "edgedi.runtime")}
+    assert inner - {"runtime"} == RUNTIME_MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("table", [MAY_IMPORT, RUNTIME_MAY_IMPORT])
+def test_the_tables_themselves_point_one_way(table: Mapping[str, frozenset[str]]):
+    floors = list(graphlib.TopologicalSorter(table).static_order())
+    assert all(floors.index(below) < floors.index(room) for room in table for below in table[room])
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_downward(module: str):
     assert upward_imports(module, SOURCES, PACKAGES) == []
+    assert upward_imports(module, SOURCES, PACKAGES, "edgedi.runtime", RUNTIME_MAY_IMPORT) == []
 
 
 def test_no_modules_import_each_other_in_a_circle():
@@ -285,7 +314,7 @@ def fake(**sources: str) -> dict[str, str]:
         ("edgedi.partition.plan", "def f():\n    import edgedi.cli", ["edgedi.partition.plan:2 imports edgedi.cli"]),
         ("edgedi.errors", "from edgedi.partition import x", ["edgedi.errors:1 imports edgedi.partition"]),
         ("edgedi.transforms.fold", "import edgedi.partition", ["edgedi.transforms.fold:1 imports edgedi.partition"]),
-        ("edgedi.runtime.worker", "from edgedi.partition import plan\nfrom . import wire\nimport zmq", []),
+        ("edgedi.runtime.worker.loop", "from edgedi.partition import plan\nfrom . import state\nimport zmq", []),
     ],
 )
 def test_an_upward_import_is_found(module: str, text: str, expected: list[str]):
@@ -295,13 +324,34 @@ def test_an_upward_import_is_found(module: str, text: str, expected: list[str]):
 @pytest.mark.parametrize(
     ("module", "text", "num_wrong"),
     [
-        ("edgedi.runtime.worker", "import torch.nn as nn", 1),
-        ("edgedi.runtime.worker", "import importlib\nimportlib.import_module('torch')", 1),
-        ("edgedi.runtime.worker", "import typing\nif typing.TYPE_CHECKING:\n    from torch import Tensor", 1),
-        ("edgedi.runtime.tensors", "import torch", 0),
+        ("edgedi.runtime.wire.codec", "from edgedi.runtime.links import keys", 1),
+        ("edgedi.runtime.wire.codec", "from ..links import keys", 1),
+        ("edgedi.runtime.wire.codec", "import edgedi.runtime", 1),
+        (
+            "edgedi.runtime.links.keys",
+            "from edgedi.runtime.wire import codec\nfrom . import peers\nimport edgedi.errors",
+            0,
+        ),
+        ("edgedi.partition.plan", "import edgedi.runtime.wire", 0),  # the other table's business
+    ],
+)
+def test_an_upward_import_within_the_runtime_is_found(module: str, text: str, num_wrong: int):
+    sources = fake(edgedi__runtime__wire="", edgedi__runtime__links="") | {module: text}
+    packages = FAKE_PACKAGES | {"edgedi.runtime.wire", "edgedi.runtime.links"}
+    wrong = upward_imports(module, sources, packages, "edgedi.runtime", RUNTIME_MAY_IMPORT)
+    assert len(wrong) == num_wrong
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "num_wrong"),
+    [
+        ("edgedi.runtime.worker.loop", "import torch.nn as nn", 1),
+        ("edgedi.runtime.worker.loop", "import importlib\nimportlib.import_module('torch')", 1),
+        ("edgedi.runtime.worker.loop", "import typing\nif typing.TYPE_CHECKING:\n    from torch import Tensor", 1),
+        ("edgedi.runtime.execution.tensors", "import torch", 0),
         ("edgedi.runtime.kernels.fused", "import torch", 0),
-        ("edgedi.runtime.tensors", "from torchvision.models import resnet50", 1),
-        ("edgedi.runtime.worker", "import torchlike", 0),
+        ("edgedi.runtime.execution.tensors", "from torchvision.models import resnet50", 1),
+        ("edgedi.runtime.worker.loop", "import torchlike", 0),
     ],
 )
 def test_a_torch_import_outside_the_table_is_found(module: str, text: str, num_wrong: int):

@@ -14,7 +14,7 @@ import pytest
 import edgedi
 from edgedi import errors
 from edgedi.cli import bench, keygen, worker
-from edgedi.runtime.session import Session
+from edgedi.runtime.session.session import Session
 
 ROOT = Path(__file__).parent.parent
 

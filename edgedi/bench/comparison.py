@@ -27,8 +27,8 @@ from edgedi.bench.testbed.start import Testbed
 from edgedi.errors import EdgediError
 from edgedi.partition.plan import Plan
 from edgedi.partition.program import ProgramSet
-from edgedi.runtime.distribute import distribute
-from edgedi.runtime.trace import Span
+from edgedi.runtime.session.distribute import distribute
+from edgedi.runtime.session.trace import Span
 
 _OWN_DEFAULT = {"openvino": "openvino-default"}
 

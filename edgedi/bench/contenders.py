@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from edgedi.bench.report import Memory, Traffic
 from edgedi.errors import WorkerLost
-from edgedi.runtime.session import Session
+from edgedi.runtime.session.session import Session
 
 
 class Contender(Protocol):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from edgedi.runtime.local_workers import LocalWorkers
+from edgedi.runtime.worker.local_workers import LocalWorkers
 
 
 def usable_cores() -> list[int]:

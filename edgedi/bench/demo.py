@@ -23,8 +23,8 @@ from edgedi.bench.networks import load_network
 from edgedi.bench.photographs import load_photographs
 from edgedi.bench.progress import Teller
 from edgedi.bench.report import Machine, Result
-from edgedi.runtime.distribute import distribute
-from edgedi.runtime.verify import relative_difference
+from edgedi.runtime.session.distribute import distribute
+from edgedi.runtime.session.verify import relative_difference
 
 NETWORKS = {"VGG-16": "torchvision:vgg16", "ResNet-50": "torchvision:resnet50"}
 NUM_WORKERS = 2

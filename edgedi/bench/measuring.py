@@ -14,7 +14,7 @@ from torch import Tensor
 from edgedi.bench.contenders import Contender
 from edgedi.bench.report import Result
 from edgedi.errors import EdgediError
-from edgedi.runtime.verify import compare
+from edgedi.runtime.session.verify import compare
 
 
 class EndedEarly(EdgediError):

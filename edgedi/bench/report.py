@@ -13,7 +13,7 @@ from edgedi.bench.settings import Settings
 from edgedi.partition.plan import HOME, Plan
 from edgedi.partition.program import ProgramSet, participant_name
 from edgedi.partition.simulate import simulate
-from edgedi.runtime.trace import Span
+from edgedi.runtime.session.trace import Span
 
 ONE_WORKER = "single"
 """The planner that uses the best worker alone: the base of every speedup."""

@@ -31,8 +31,8 @@ from edgedi.bench.report import Machine, Result
 from edgedi.bench.settings import Settings
 from edgedi.partition.dealing import default_in_flight
 from edgedi.partition.placement import Placement
-from edgedi.runtime.distribute import distribute
-from edgedi.runtime.session import Session
+from edgedi.runtime.session.distribute import distribute
+from edgedi.runtime.session.session import Session
 
 ONE_WORKER, THROUGHPUT = "one worker", "throughput"
 

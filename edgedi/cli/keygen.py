@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from edgedi.errors import SecurityError
-from edgedi.runtime.keys import (
+from edgedi.runtime.links.keys import (
     KNOWN_WORKERS,
     KeyPair,
     add_known_worker,

@@ -17,8 +17,8 @@ from edgedi.errors import EdgediError
 from edgedi.runtime.version import software_version
 
 if TYPE_CHECKING:
-    from edgedi.runtime.worker import Worker
-    from edgedi.runtime.worker_options import WorkerOptions
+    from edgedi.runtime.worker.options import WorkerOptions
+    from edgedi.runtime.worker.worker import Worker
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _MOST_THREADS = 1024
@@ -106,7 +106,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     serving: list[Worker] = []
     _end_on_signals(serving)
     options = _options(arguments)
-    from edgedi.runtime.worker import Worker  # torch only now: options are wrong more often than torch is needed
+    from edgedi.runtime.worker.worker import Worker  # torch only now: options are wrong more often than torch is needed
 
     worker = Worker(options)
     serving.append(worker)
@@ -139,8 +139,8 @@ def _end_on_signals(serving: Sequence[Worker]) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> WorkerOptions:
-    from edgedi.runtime.keys import load_authorized_keys, load_keypair
-    from edgedi.runtime.security import check_bind
+    from edgedi.runtime.links.keys import load_authorized_keys, load_keypair
+    from edgedi.runtime.links.security import check_bind
 
     authorized = tuple(load_authorized_keys(arguments.authorized_keys)) if arguments.authorized_keys else ()
     check_bind(arguments.host, authorized=bool(authorized), insecure=arguments.insecure_no_auth)
@@ -154,8 +154,8 @@ def _options(arguments: argparse.Namespace) -> WorkerOptions:
         )
     keypair = load_keypair(arguments.key) if arguments.key else None
     _check_device(arguments.device)
-    from edgedi.runtime.speed import MessagePrice, Speed
-    from edgedi.runtime.worker_options import WorkerOptions
+    from edgedi.runtime.emulation.speed import MessagePrice, Speed
+    from edgedi.runtime.worker.options import WorkerOptions
 
     price = MessagePrice.parse(arguments.message_price) if arguments.message_price is not None else None
     return WorkerOptions(
@@ -169,7 +169,7 @@ def _options(arguments: argparse.Namespace) -> WorkerOptions:
 def _check_device(device: str) -> None:
     if device == "cpu":
         return
-    from edgedi.runtime.tensors import device_available
+    from edgedi.runtime.execution.tensors import device_available
 
     if not device_available(device):
         raise ValueError(f"--device {device}: torch finds none that it can use here; take --device cpu")

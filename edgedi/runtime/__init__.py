@@ -1,1 +1,1 @@
-"""The part that touches the world: kernels, workers, coordinator, sessions."""
+"""The part that touches the world, in rooms; tests/test_layering.py says which may import which."""

@@ -14,7 +14,7 @@ from edgedi.partition.planners import plan as make_plan
 from edgedi.partition.profile import ClusterProfile
 from edgedi.partition.program import Run
 from edgedi.partition.simulate import simulate
-from edgedi.runtime.trace import Span
+from edgedi.runtime.session.trace import Span
 from tests.partition import graphs
 
 MACHINE = Machine(

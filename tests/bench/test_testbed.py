@@ -28,8 +28,8 @@ from edgedi.bench.testbed.start import Testbed
 from edgedi.cli.bench import main
 from edgedi.partition.cost import CostModel
 from edgedi.partition.program import Send
-from edgedi.runtime.emulation import Emulation, emulation_here
-from edgedi.runtime.session import Session
+from edgedi.runtime.emulation.here import Emulation, emulation_here
+from edgedi.runtime.session.session import Session
 
 CLI = Path(__file__).parent.parent / "cli"
 RATE_BITS_PER_S = 2_000_000

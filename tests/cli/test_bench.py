@@ -20,7 +20,7 @@ from edgedi.bench.demo import SamePredictions
 from edgedi.bench.progress import Teller
 from edgedi.cli.bench import main
 from edgedi.partition.planners import planners
-from edgedi.runtime.local_workers import LocalWorkers
+from edgedi.runtime.worker.local_workers import LocalWorkers
 from tests.bench.html.reading import read
 
 HERE = Path(__file__).parent

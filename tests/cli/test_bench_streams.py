@@ -14,7 +14,7 @@ from edgedi.bench.streams import EngineGroup, StreamContender
 from edgedi.cli.bench import main
 from edgedi.errors import WorkerLost
 from edgedi.partition.placement import Placement
-from edgedi.runtime.local_workers import LocalWorkers
+from edgedi.runtime.worker.local_workers import LocalWorkers
 
 HERE = Path(__file__).parent
 CHAIN = ("--model", "tiny_networks:chain", "--input", "1x3x16x16", "--objective", "throughput", "--rounds", "2")

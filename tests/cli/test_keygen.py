@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from edgedi.cli.keygen import build_parser, main
-from edgedi.runtime.keys import fingerprint, generate_keypair, load_keypair, load_known_workers, parse_authorized_keys
+from edgedi.runtime.links.keys import (
+    fingerprint,
+    generate_keypair,
+    load_keypair,
+    load_known_workers,
+    parse_authorized_keys,
+)
 
 KEY, OTHER = generate_keypair().public, generate_keypair().public
 

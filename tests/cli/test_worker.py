@@ -18,8 +18,8 @@ from torch import nn
 
 from edgedi import distribute
 from edgedi.cli import worker as cli
-from edgedi.runtime.keys import generate_keypair, save_keypair
-from edgedi.runtime.tensors import device_available
+from edgedi.runtime.execution.tensors import device_available
+from edgedi.runtime.links.keys import generate_keypair, save_keypair
 from edgedi.runtime.version import software_version
 
 WAIT_S = 60

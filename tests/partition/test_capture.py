@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import tests.exactness
 from edgedi.errors import GraphError
 from edgedi.partition.capture import Capture, capture, capture_model
-from edgedi.runtime.reference import InProcess
+from edgedi.runtime.execution.reference import InProcess
 
 X = torch.randn(1, 3, 8, 9, generator=torch.Generator().manual_seed(0))
 

@@ -14,7 +14,7 @@ from edgedi.partition.probe import COLD, link_of_trips, links_along, probe_progr
 from edgedi.partition.profile import LinkProfile
 from edgedi.partition.program import Recv, Send
 from edgedi.partition.simulate import simulate
-from edgedi.runtime.executor import LoadedProgram, ProgramRun
+from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
 
 
 @pytest.mark.parametrize("home", [False, True])

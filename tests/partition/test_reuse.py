@@ -13,7 +13,7 @@ from edgedi.partition.lowering import lower
 from edgedi.partition.plan import HOME
 from edgedi.partition.program import Join, Piece, Program, Recv, Run, Send
 from edgedi.partition.reuse import overwriting
-from edgedi.runtime.reference import InProcess
+from edgedi.runtime.execution.reference import InProcess
 from tests.plans import axis_plan
 
 SPEC = TensorSpec((1, 4, 6, 6))

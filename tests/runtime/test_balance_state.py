@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgedi.runtime.balance_state import (
+from edgedi.runtime.session.balance_state import (
     CONFIRMATIONS,
     COOL_DOWN,
     EVERY_REQUESTS,

@@ -15,15 +15,22 @@ from edgedi import distribute
 from edgedi.cli import keygen
 from edgedi.errors import SecurityError, WorkerLost
 from edgedi.partition.operators import OPERATOR_TABLE_VERSION
-from edgedi.runtime import deployment as deployment_module
-from edgedi.runtime.coordinator import Coordinator
-from edgedi.runtime.keys import KeyPair, fingerprint, generate_keypair, load_keypair, parse_worker_address, save_keypair
-from edgedi.runtime.local_workers import LocalWorkers
-from edgedi.runtime.messages import AskStatistics, Deploy, Hello, Message, Need, Refused, Welcome
-from edgedi.runtime.security import apply_curve_client, apply_socket_options
-from edgedi.runtime.verify import relative_difference
+from edgedi.runtime.coordinator import deployment as deployment_module
+from edgedi.runtime.coordinator.coordinator import Coordinator
+from edgedi.runtime.links.keys import (
+    KeyPair,
+    fingerprint,
+    generate_keypair,
+    load_keypair,
+    parse_worker_address,
+    save_keypair,
+)
+from edgedi.runtime.links.security import apply_curve_client, apply_socket_options
+from edgedi.runtime.session.verify import relative_difference
 from edgedi.runtime.version import software_version
-from edgedi.runtime.wire import WIRE_VERSION, decode, encode
+from edgedi.runtime.wire.codec import WIRE_VERSION, decode, encode
+from edgedi.runtime.wire.messages import AskStatistics, Deploy, Hello, Message, Need, Refused, Welcome
+from edgedi.runtime.worker.local_workers import LocalWorkers
 from tests.runtime.networks import image, small
 
 TOLERANCE = 2e-5

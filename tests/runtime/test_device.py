@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from edgedi.runtime.device import memory_bytes, peak_memory_bytes
+from edgedi.runtime.worker.device import memory_bytes, peak_memory_bytes
 
 COUNTED_LATE_BYTES = 2_000_000
 """Linux adds up what each processor counted only now and then."""
 HAS_MARKS = Path("/proc/self/status").exists()
-SAY = "from edgedi.runtime.device import *; print(memory_bytes(), peak_memory_bytes())"
+SAY = "from edgedi.runtime.worker.device import *; print(memory_bytes(), peak_memory_bytes())"
 
 
 def test_the_peak_follows_what_is_taken_and_does_not_come_down():

@@ -16,11 +16,11 @@ from edgedi.partition.lowering import lower
 from edgedi.partition.planners import plan
 from edgedi.partition.profile import ClusterProfile, DeviceProfile, LinkProfile
 from edgedi.partition.program import Program
-from edgedi.runtime.executor import ProgramRun
-from edgedi.runtime.loading import Shipment, digests_of, expected_pieces, load
-from edgedi.runtime.tensors import device_available, from_wire, inference, set_up_torch, to_wire
-from edgedi.runtime.verify import relative_difference
-from edgedi.runtime.weights import WeightStore, weight_digest
+from edgedi.runtime.execution.executor import ProgramRun
+from edgedi.runtime.execution.loading import Shipment, digests_of, expected_pieces, load
+from edgedi.runtime.execution.tensors import device_available, from_wire, inference, set_up_torch, to_wire
+from edgedi.runtime.execution.weights import WeightStore, weight_digest
+from edgedi.runtime.session.verify import relative_difference
 from tests.runtime.networks import image, small
 
 

@@ -11,7 +11,7 @@ from edgedi.partition.geometry import Interval
 from edgedi.partition.graph import Layer, LayerGraph, TensorSpec
 from edgedi.partition.plan import HOME
 from edgedi.partition.program import Join, Piece, Program, Recv, Run, Send
-from edgedi.runtime.executor import LoadedProgram, ProgramRun
+from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
 
 SPEC = TensorSpec((1, 2, 6, 3))
 X = torch.randn(SPEC.shape, generator=torch.Generator().manual_seed(0))

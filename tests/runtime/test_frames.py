@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgedi.errors import RemoteProtocolError
-from edgedi.runtime import frames
-from edgedi.runtime.frames import FRAME_BYTES, joined, split
-from edgedi.runtime.messages import Weights
-from edgedi.runtime.peers import send_payload
-from edgedi.runtime.tensors import from_wire
-from edgedi.runtime.wire import LIMITS, decode, encode
+from edgedi.runtime.execution.tensors import from_wire
+from edgedi.runtime.links.peers import send_payload
+from edgedi.runtime.wire import frames
+from edgedi.runtime.wire.codec import LIMITS, decode, encode
+from edgedi.runtime.wire.frames import FRAME_BYTES, joined, split
+from edgedi.runtime.wire.messages import Weights
 
 
 @given(content=st.binary(max_size=40), size=st.integers(1, 12))

@@ -15,13 +15,13 @@ from edgedi.partition.capture import Capture, capture_model
 from edgedi.partition.lowering import lower
 from edgedi.partition.plan import HOME
 from edgedi.partition.program import Piece, Program, Run
-from edgedi.runtime.executor import LoadedProgram, ProgramRun
-from edgedi.runtime.groups import FASTER_BY, LEAST_RUNS, REPEATS, Choice, EngineGroups
+from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
+from edgedi.runtime.execution.groups import FASTER_BY, LEAST_RUNS, REPEATS, Choice, EngineGroups
+from edgedi.runtime.execution.reference import InProcess, weights_of
 from edgedi.runtime.kernels import openvino_graph
 from edgedi.runtime.kernels.fused import Packer
-from edgedi.runtime.local_workers import LocalWorkers
-from edgedi.runtime.reference import InProcess, weights_of
-from edgedi.runtime.verify import relative_difference
+from edgedi.runtime.session.verify import relative_difference
+from edgedi.runtime.worker.local_workers import LocalWorkers
 from tests.exactness import cast, relative
 from tests.networks import build, noise_for
 from tests.partition.random_networks import Network, networks

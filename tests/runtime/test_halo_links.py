@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from edgedi.runtime import halo_links
-from edgedi.runtime.halo_links import MOST_BYTES, HaloLink, HaloListener, machine_name, receive
+from edgedi.runtime.links import halo_links
+from edgedi.runtime.links.halo_links import MOST_BYTES, HaloLink, HaloListener, machine_name, receive
 
 pytestmark = pytest.mark.skipif(not halo_links.supported(), reason="this system has no packet sockets with credentials")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgedi.errors import SecurityError
-from edgedi.runtime.keys import (
+from edgedi.runtime.links.keys import (
     KeyPair,
     WorkerAddress,
     add_known_worker,

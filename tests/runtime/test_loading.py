@@ -20,10 +20,9 @@ from edgedi.partition.operators import TABLE
 from edgedi.partition.planners import plan
 from edgedi.partition.profile import ClusterProfile, DeviceProfile, LinkProfile
 from edgedi.partition.program import Program, ProgramSet
-from edgedi.runtime.executor import LoadedProgram, ProgramRun
-from edgedi.runtime.kernels import fused
-from edgedi.runtime.kernels.eager import TORCH_DTYPES
-from edgedi.runtime.loading import (
+from edgedi.runtime.coordinator.profiler import deploy_message
+from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
+from edgedi.runtime.execution.loading import (
     INPUT,
     Shipment,
     WorkerMemoryError,
@@ -32,10 +31,11 @@ from edgedi.runtime.loading import (
     load,
     read_graph,
 )
-from edgedi.runtime.messages import Deploy
-from edgedi.runtime.profiler import deploy_message
-from edgedi.runtime.weights import WeightStore, weight_digest
-from edgedi.runtime.wire import decode, encode
+from edgedi.runtime.execution.weights import WeightStore, weight_digest
+from edgedi.runtime.kernels import fused
+from edgedi.runtime.kernels.eager import TORCH_DTYPES
+from edgedi.runtime.wire.codec import decode, encode
+from edgedi.runtime.wire.messages import Deploy
 from tests.runtime.networks import image, small
 
 

@@ -15,14 +15,14 @@ import zmq
 from edgedi import distribute
 from edgedi.cli import keygen
 from edgedi.errors import SecurityError
-from edgedi.runtime.keys import WorkerAddress, generate_keypair, load_keypair
-from edgedi.runtime.local_share import LocalShare
-from edgedi.runtime.local_workers import LocalWorkers
-from edgedi.runtime.messages import Hello, Refused, Welcome
-from edgedi.runtime.security import apply_curve_client, apply_socket_options
-from edgedi.runtime.verify import relative_difference
+from edgedi.runtime.links.keys import WorkerAddress, generate_keypair, load_keypair
+from edgedi.runtime.links.security import apply_curve_client, apply_socket_options
+from edgedi.runtime.session.verify import relative_difference
 from edgedi.runtime.version import software_version
-from edgedi.runtime.wire import WIRE_VERSION, decode, encode
+from edgedi.runtime.wire.codec import WIRE_VERSION, decode, encode
+from edgedi.runtime.wire.messages import Hello, Refused, Welcome
+from edgedi.runtime.worker.local_share import LocalShare
+from edgedi.runtime.worker.local_workers import LocalWorkers
 from tests.runtime.networks import image, small
 
 TOLERANCE = 2e-5

@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from edgedi.errors import WorkerLost
-from edgedi.runtime import local_workers as module
-from edgedi.runtime.local_workers import LocalWorkers, share_cores
+from edgedi.runtime.worker import local_workers as module
+from edgedi.runtime.worker.local_workers import LocalWorkers, share_cores
 
 WAIT_S = 60
 
@@ -109,7 +109,7 @@ def test_a_stopped_process_is_ended_all_the_same(monkeypatch: pytest.MonkeyPatch
 
 PARENT = """
 import sys
-from edgedi.runtime.local_workers import LocalWorkers
+from edgedi.runtime.worker.local_workers import LocalWorkers
 started = LocalWorkers(2)
 print(*started.addresses, *started.process_ids, flush=True)
 sys.stdin.read()
@@ -142,8 +142,8 @@ def test_a_worker_that_complains_a_lot_goes_on(caplog: pytest.LogCaptureFixture)
     """Its words would fill a pipe that nobody reads; they go to our log."""
     import zmq
 
-    from edgedi.runtime.messages import Ping, Pong
-    from edgedi.runtime.wire import decode, encode
+    from edgedi.runtime.wire.codec import decode, encode
+    from edgedi.runtime.wire.messages import Ping, Pong
 
     started, context = LocalWorkers(1), zmq.Context()
     try:

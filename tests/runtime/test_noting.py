@@ -6,7 +6,7 @@ import torch
 
 from edgedi.partition.geometry import Interval
 from edgedi.partition.program import Piece, Recv, Run, Send
-from edgedi.runtime.noting import Note, NotedRun
+from edgedi.runtime.worker.noting import Note, NotedRun
 from tests.runtime.test_executor import X, load, rows
 
 

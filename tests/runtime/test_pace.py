@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgedi.runtime.device import fingerprint
-from edgedi.runtime.emulation import Emulation, emulating, emulation_here
-from edgedi.runtime.pace import FullSpeed, Slowed, pace_of
-from edgedi.runtime.speed import MessagePrice, Speed
+from edgedi.runtime.emulation.here import Emulation, emulating, emulation_here
+from edgedi.runtime.emulation.pace import FullSpeed, Slowed, pace_of
+from edgedi.runtime.emulation.speed import MessagePrice, Speed
+from edgedi.runtime.worker.device import fingerprint
 
 
 class World:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from edgedi.runtime.execution.weights import WeightStore, weight_digest
 from edgedi.runtime.kernels import fused
-from edgedi.runtime.weights import WeightStore, weight_digest
 
 pytestmark = pytest.mark.skipif(not fused.available(), reason="this torch has no fused oneDNN operators")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgedi.runtime.patience import LEAST_S, MOST_S, RETRY_EVERY, Patience
+from edgedi.runtime.worker.patience import LEAST_S, MOST_S, RETRY_EVERY, Patience
 
 
 def test_it_begins_with_the_most_and_gives_up_where_looking_is_in_vain() -> None:

@@ -26,8 +26,8 @@ from bench.pretrained import (
     street_scenes,
 )
 from edgedi import distribute
-from edgedi.runtime.local_workers import LocalWorkers
-from edgedi.runtime.verify import relative_difference
+from edgedi.runtime.session.verify import relative_difference
+from edgedi.runtime.worker.local_workers import LocalWorkers
 
 pytestmark = pytest.mark.data
 TOLERANCE = 2e-5

@@ -13,15 +13,15 @@ import torch
 
 from edgedi import ClusterProfile, Plan, Session, distribute
 from edgedi.errors import WorkerLost
-from edgedi.runtime import rebalance as rebalance_module
-from edgedi.runtime import session as session_module
-from edgedi.runtime.balance_state import COOL_DOWN, EVERY_REQUESTS, PROBE_EVERY, REPLAN_WITHIN_REQUESTS
-from edgedi.runtime.dealer import Dealer
-from edgedi.runtime.deployment import Deployer, Deployment
-from edgedi.runtime.messages import Message, Statistics, busy_s_of, requests_of
-from edgedi.runtime.verify import Comparison, relative_difference
-from edgedi.runtime.worker import Worker
-from edgedi.runtime.worker_options import WorkerOptions
+from edgedi.runtime.coordinator.dealer import Dealer
+from edgedi.runtime.coordinator.deployment import Deployer, Deployment
+from edgedi.runtime.session import rebalance as rebalance_module
+from edgedi.runtime.session import session as session_module
+from edgedi.runtime.session.balance_state import COOL_DOWN, EVERY_REQUESTS, PROBE_EVERY, REPLAN_WITHIN_REQUESTS
+from edgedi.runtime.session.verify import Comparison, relative_difference
+from edgedi.runtime.wire.messages import Message, Statistics, busy_s_of, requests_of
+from edgedi.runtime.worker.options import WorkerOptions
+from edgedi.runtime.worker.worker import Worker
 from tests.runtime.networks import image, small
 
 TOLERANCE = 2e-5

@@ -25,8 +25,11 @@ import zmq
 from edgedi import distribute
 from edgedi.partition.operators import OPERATOR_TABLE_VERSION
 from edgedi.partition.profile import ClusterProfile, DeviceProfile, LinkProfile
-from edgedi.runtime.local_workers import LocalWorkers
-from edgedi.runtime.messages import (
+from edgedi.runtime.links.security import apply_socket_options
+from edgedi.runtime.session.verify import relative_difference
+from edgedi.runtime.version import software_version
+from edgedi.runtime.wire.codec import WIRE_VERSION, decode, encode
+from edgedi.runtime.wire.messages import (
     Abort,
     AskStatistics,
     Close,
@@ -45,12 +48,9 @@ from edgedi.runtime.messages import (
     Weights,
     Welcome,
 )
-from edgedi.runtime.security import apply_socket_options
-from edgedi.runtime.verify import relative_difference
-from edgedi.runtime.version import software_version
-from edgedi.runtime.wire import WIRE_VERSION, decode, encode
-from edgedi.runtime.worker import Worker
-from edgedi.runtime.worker_options import WorkerOptions
+from edgedi.runtime.worker.local_workers import LocalWorkers
+from edgedi.runtime.worker.options import WorkerOptions
+from edgedi.runtime.worker.worker import Worker
 from tests.runtime.networks import image, small
 from tests.runtime.test_wire import exploits
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from zmq.utils.monitor import recv_monitor_message
 
 from edgedi.errors import DeadlineExceeded, EdgediError, LocalProtocolError, SecurityError, WorkerLost
-from edgedi.runtime import security
-from edgedi.runtime.keys import generate_keypair
-from edgedi.runtime.security import (
+from edgedi.runtime.links import security
+from edgedi.runtime.links.keys import generate_keypair
+from edgedi.runtime.links.security import (
     ROUTER_OPTIONS,
     SOCKET_OPTIONS,
     Authenticator,

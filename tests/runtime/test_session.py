@@ -18,11 +18,11 @@ from edgedi.errors import GraphError, PlanError, RemoteProtocolError, SecurityEr
 from edgedi.partition.geometry import Interval
 from edgedi.partition.plan import Plan, Segment
 from edgedi.partition.planners import planners
-from edgedi.runtime import deployment as deployment_module
-from edgedi.runtime.local_workers import LocalWorkers
-from edgedi.runtime.messages import Hello, Welcome
-from edgedi.runtime.verify import relative_difference
-from edgedi.runtime.wire import WIRE_VERSION, decode, encode
+from edgedi.runtime.coordinator import deployment as deployment_module
+from edgedi.runtime.session.verify import relative_difference
+from edgedi.runtime.wire.codec import WIRE_VERSION, decode, encode
+from edgedi.runtime.wire.messages import Hello, Welcome
+from edgedi.runtime.worker.local_workers import LocalWorkers
 from tests.runtime.networks import Forked, image, small
 
 TOLERANCE = 2e-5

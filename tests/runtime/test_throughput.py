@@ -17,11 +17,11 @@ from edgedi.partition.geometry import Interval
 from edgedi.partition.placement import Placement, Replica
 from edgedi.partition.plan import HOME, Plan, Segment
 from edgedi.partition.profile import ClusterProfile, LinkProfile
-from edgedi.runtime import session as session_module
-from edgedi.runtime.dealer import Dealer
-from edgedi.runtime.local_workers import LocalWorkers
-from edgedi.runtime.session import Session
-from edgedi.runtime.verify import relative_difference
+from edgedi.runtime.coordinator.dealer import Dealer
+from edgedi.runtime.session import session as session_module
+from edgedi.runtime.session.session import Session
+from edgedi.runtime.session.verify import relative_difference
+from edgedi.runtime.worker.local_workers import LocalWorkers
 from tests.runtime.networks import image, small
 
 TOLERANCE = 2e-5

@@ -14,7 +14,7 @@ from edgedi.partition.geometry import Interval
 from edgedi.partition.lowering import lower
 from edgedi.partition.plan import HOME, Plan, Segment
 from edgedi.partition.program import Join, Piece, Program, Recv, Run, Send
-from edgedi.runtime.trace import (
+from edgedi.runtime.session.trace import (
     KINDS,
     ClockOffset,
     RequestTrace,

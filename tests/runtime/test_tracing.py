@@ -13,7 +13,7 @@ from edgedi import Session, distribute
 from edgedi.errors import WorkerLost
 from edgedi.partition.plan import HOME
 from edgedi.partition.program import Recv
-from edgedi.runtime.trace import Span
+from edgedi.runtime.session.trace import Span
 from tests.runtime.networks import image, small
 
 NUM_WORKERS = 2

@@ -14,10 +14,10 @@ from edgedi.partition.oodp import AT_WORST, MOST_CONTENDERS, NEARLY, contenders,
 from edgedi.partition.planners import plan
 from edgedi.partition.profile import ClusterProfile
 from edgedi.partition.throughput import ships_soon
-from edgedi.runtime import deployment as deployment_module
-from edgedi.runtime.local_workers import LocalWorkers
-from edgedi.runtime.trial import ENOUGH_S, ROUNDS, may_be_tried, quickest
-from edgedi.runtime.verify import relative_difference
+from edgedi.runtime.coordinator import deployment as deployment_module
+from edgedi.runtime.coordinator.trial import ENOUGH_S, ROUNDS, may_be_tried, quickest
+from edgedi.runtime.session.verify import relative_difference
+from edgedi.runtime.worker.local_workers import LocalWorkers
 from tests.partition.graphs import resnet50, vgg16
 from tests.runtime.networks import image, small
 

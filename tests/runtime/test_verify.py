@@ -12,9 +12,9 @@ from edgedi.partition.lowering import lower
 from edgedi.partition.planners import plan
 from edgedi.partition.profile import ClusterProfile, DeviceProfile, LinkProfile
 from edgedi.partition.program import ProgramSet
-from edgedi.runtime import verify as module
-from edgedi.runtime.reference import InProcess
-from edgedi.runtime.verify import TOLERANCES, compare, first_difference, relative_difference
+from edgedi.runtime.execution.reference import InProcess
+from edgedi.runtime.session import verify as module
+from edgedi.runtime.session.verify import TOLERANCES, compare, first_difference, relative_difference
 from tests.runtime.networks import image, small
 
 X = torch.tensor([1.0, -2.0, 4.0])

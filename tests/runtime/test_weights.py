@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgedi.runtime import weights as module
-from edgedi.runtime.weights import WeightStore, weight_digest
+from edgedi.runtime.execution import weights as module
+from edgedi.runtime.execution.weights import WeightStore, weight_digest
 
 
 def tensor(value: int, count: int = 100) -> torch.Tensor:

@@ -21,8 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgedi.errors import EdgediError, LocalProtocolError, RemoteProtocolError
-from edgedi.runtime import messages, wire
-from edgedi.runtime.messages import (
+from edgedi.runtime.wire import codec, messages
+from edgedi.runtime.wire.codec import FIELD_LIMITS, LARGE_KINDS, LIMITS, WIRE_VERSION, decode, encode
+from edgedi.runtime.wire.messages import (
     COORDINATOR,
     MESSAGES,
     Clock,
@@ -43,9 +44,8 @@ from edgedi.runtime.messages import (
     Weights,
     Welcome,
 )
-from edgedi.runtime.payloads import ITEM_BYTES, LAYOUTS
-from edgedi.runtime.piece_headers import PieceHeaders
-from edgedi.runtime.wire import FIELD_LIMITS, LARGE_KINDS, LIMITS, WIRE_VERSION, decode, encode
+from edgedi.runtime.wire.payloads import ITEM_BYTES, LAYOUTS
+from edgedi.runtime.wire.piece_headers import PieceHeaders
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "wire.md"
 
@@ -242,13 +242,13 @@ def test_a_payload_is_copied_neither_way(make: Any):
 
 def slow_outcome(frames: list[bytes]) -> Message | str:
     """What ``frames`` are to one who has seen no piece before."""
-    before, wire._PIECES = wire._PIECES, PieceHeaders(wire._PIECES._pack)
+    before, codec._PIECES = codec._PIECES, PieceHeaders(codec._PIECES._pack)
     try:
         return decode(frames)
     except RemoteProtocolError as error:
         return str(error)
     finally:
-        wire._PIECES = before
+        codec._PIECES = before
 
 
 def outcome(frames: list[bytes]) -> Message | str:
@@ -264,7 +264,7 @@ def test_a_known_head_reads_as_an_unknown_one(first: Piece, request: int, deadli
     decode(encode(first))
     second = dataclasses.replace(first, request=request, deadline_s=deadline_s)
     frames = [bytes(frame) for frame in encode(second)]
-    assert wire._PIECES.unpack(frames) == decode(frames) == slow_outcome(frames) == second
+    assert codec._PIECES.unpack(frames) == decode(frames) == slow_outcome(frames) == second
 
 
 @settings(deadline=None)
@@ -294,7 +294,7 @@ def test_a_known_head_lets_no_payload_through_of_another_length(length: int):
 
 
 def test_known_heads_do_not_grow_without_end():
-    headers = PieceHeaders(wire._PIECES._pack)
+    headers = PieceHeaders(codec._PIECES._pack)
     for number in range(5_000):
         one = piece(tensor=f"t{number}")
         headers.remember([headers.pack(one), one.payload], one)
@@ -658,7 +658,7 @@ def test_the_page_lists_what_the_code_has(heading: str, rows: list[str]):
 
 def test_the_page_names_version_dtypes_and_layouts():
     page = PAGE.read_text(encoding="utf-8")
-    assert f"This page describes wire version {wire.WIRE_VERSION}." in page
+    assert f"This page describes wire version {codec.WIRE_VERSION}." in page
     for dtype, item_bytes in ITEM_BYTES.items():
         assert f"`{dtype}` {item_bytes}" in page
     assert all(f"`{layout}`" in page for layout in LAYOUTS)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgedi.partition.operators import OPERATOR_TABLE_VERSION
-from edgedi.runtime.messages import (
+from edgedi.runtime.wire.codec import WIRE_VERSION
+from edgedi.runtime.wire.messages import (
     MESSAGES,
     Abort,
     AskStatistics,
@@ -34,8 +35,7 @@ from edgedi.runtime.messages import (
     Weights,
     Welcome,
 )
-from edgedi.runtime.wire import WIRE_VERSION
-from edgedi.runtime.worker_actions import (
+from edgedi.runtime.worker.actions import (
     Action,
     Deliver,
     Expect,
@@ -50,7 +50,7 @@ from edgedi.runtime.worker_actions import (
     TellTraced,
     Uninstall,
 )
-from edgedi.runtime.worker_events import (
+from edgedi.runtime.worker.events import (
     SAME_USER,
     Ended,
     Epoch,
@@ -62,7 +62,7 @@ from edgedi.runtime.worker_events import (
     Stored,
     Tick,
 )
-from edgedi.runtime.worker_state import MAX_ENDED, MAX_PARKED, MAX_PARKED_BYTES, SESSION_SILENCE_S, WorkerState
+from edgedi.runtime.worker.state import MAX_ENDED, MAX_PARKED, MAX_PARKED_BYTES, SESSION_SILENCE_S, WorkerState
 
 OWNER, OTHER, PEER = b"owner", b"other", b"peer!"
 KEY, OTHER_KEY, PEER_KEY = "k" * 40, "o" * 40, "p" * 40

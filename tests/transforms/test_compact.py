@@ -13,7 +13,7 @@ import edgedi
 from edgedi.errors import CompactionError
 from edgedi.partition.capture import capture_model
 from edgedi.partition.lowering import lower
-from edgedi.runtime.reference import InProcess
+from edgedi.runtime.execution.reference import InProcess
 from edgedi.transforms.compact import compact
 from edgedi.transforms.exact import simplify as module
 from edgedi.transforms.measure import difference

@@ -10,7 +10,7 @@ from torchvision.models import vgg16
 
 from edgedi.partition.capture import capture_model
 from edgedi.partition.lowering import lower
-from edgedi.runtime.reference import InProcess
+from edgedi.runtime.execution.reference import InProcess
 from edgedi.transforms.scar import Scar
 from tests.exactness import TOLERANCE, relative
 from tests.plans import axis_plan

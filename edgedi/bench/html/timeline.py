@@ -9,7 +9,7 @@ from edgedi.bench.words import milliseconds
 from edgedi.pages.drawing import Scale, colour, horizontal_axis, line, rectangle, svg, text, ticks
 from edgedi.pages.markup import Markup, element, joined
 from edgedi.partition.plan import HOME
-from edgedi.runtime.trace import KINDS, Span
+from edgedi.runtime.session.trace import KINDS, Span
 
 _WIDTH, _LEFT, _RIGHT = 1060.0, 110.0, 14.0
 _TOP, _ROW, _BAR = 26.0, 38.0, 26.0

@@ -10,13 +10,13 @@ import zmq
 
 from edgedi.partition.geometry import Interval
 from edgedi.partition.program import Piece
-from edgedi.runtime.frames import joined
-from edgedi.runtime.messages import Piece as Message
-from edgedi.runtime.peers import send_payload
-from edgedi.runtime.pieces import message_of, piece_of, tensor_of
-from edgedi.runtime.speed import MessagePrice
-from edgedi.runtime.tensors import Tensor, inference, noise
-from edgedi.runtime.wire import decode, encode
+from edgedi.runtime.emulation.speed import MessagePrice
+from edgedi.runtime.execution.pieces import message_of, piece_of, tensor_of
+from edgedi.runtime.execution.tensors import Tensor, inference, noise
+from edgedi.runtime.links.peers import send_payload
+from edgedi.runtime.wire.codec import decode, encode
+from edgedi.runtime.wire.frames import joined
+from edgedi.runtime.wire.messages import Piece as Message
 
 _ROWS = (1, 64)
 """Of a map 56 wide with 64 channels: 14 kB, a halo, and 918 kB, a map that is gathered."""

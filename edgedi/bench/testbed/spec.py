@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
-from edgedi.runtime.speed import Speed
+from edgedi.runtime.emulation.speed import Speed
 
 MOST_DEVICES = 64
 MESSAGES = ("warm", "in place")

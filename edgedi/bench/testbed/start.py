@@ -22,9 +22,9 @@ from edgedi.bench.testbed.namespaces import Network, NoNamespaces
 from edgedi.bench.testbed.price import measured_price
 from edgedi.bench.testbed.spec import Device, Spec
 from edgedi.errors import EdgediError
-from edgedi.runtime.emulation import Emulation, emulating
-from edgedi.runtime.keys import generate_keypair, save_keypair
-from edgedi.runtime.local_workers import Launch, LocalWorkers
+from edgedi.runtime.emulation.here import Emulation, emulating
+from edgedi.runtime.links.keys import generate_keypair, save_keypair
+from edgedi.runtime.worker.local_workers import Launch, LocalWorkers
 
 _STOP_TIMEOUT_S = 5.0
 

@@ -1,0 +1,163 @@
+"""The speed of a device: as fast as this machine, or emulated as a slower one.
+
+An emulated device has one core, ``slowdown`` times as slow as this machine's. It computes at full speed and then waits
+until the slow one would have been ready: before everything that others can see (``settle``) and before it rests
+(``wait``). Rules:
+
+* What counts is the processor time of the thread that computes and talks. Moving bytes is done by libzmq's thread and
+  the kernel, at this machine's speed: a link's rate stands for it.
+* Work on messages is slowed like layers are, but by its price (``Speed.price``), not by what it takes here: a process
+  that sleeps nine tenths of its time finds its caches cold and wakes another core for every message, which costs
+  several times what it does on a device that is busy. Without a price it counts as measured, cold caches and all.
+* Time for which the machine ran somebody else does not count, so that eight such devices fit on two cores.
+* The device's own time (``_at_s``) goes on by slowdown times the processor time used. If the machine was late, the
+  device makes up for it until it rests; ``late_s`` keeps how far behind it ever was.
+* Waiting burns no processor time and, the process having one thread that computes, holds up nothing that a busy core
+  would not: libzmq's thread and the kernel go on receiving.
+* What comes to a device at rest is heard ``latency_s`` later. A busy one hears of it when it looks, as it does anyhow.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol, TypeVar
+
+from edgedi.runtime.emulation.speed import Speed
+
+_Ready = TypeVar("_Ready")
+
+
+class Pace(Protocol):
+    """What a loop that computes and talks calls so that its device has the speed that it shall have."""
+
+    late_s: float
+
+    def wait(self, poll: Callable[[int], _Ready], timeout_ms: int) -> _Ready:
+        """``poll(timeout_ms)``, as the device hears of what comes."""
+        ...
+
+    def forget(self) -> None:
+        """What was used up to now was no work of the device's, but setting up; or another thread called before."""
+        ...
+
+    def settle(self) -> None:
+        """Return when the device is ready with all that has been computed up to now."""
+        ...
+
+    def sending(self, num_bytes: int) -> AbstractContextManager[None]:
+        """Within it a message is packed and sent: it leaves when the device is ready with all before it and with it."""
+        ...
+
+    def heard(self, num_bytes: int) -> None:
+        """What was done since the device was last ready was taking in a message of so many bytes."""
+        ...
+
+    def stopwatch(self) -> float:
+        """Seconds of a clock by which to time what the device computes."""
+        ...
+
+
+class FullSpeed:
+    """This machine itself."""
+
+    late_s = 0.0
+
+    def wait(self, poll: Callable[[int], _Ready], timeout_ms: int) -> _Ready:
+        """See ``Pace``."""
+        return poll(timeout_ms)
+
+    def forget(self) -> None:
+        """See ``Pace``."""
+
+    def settle(self) -> None:
+        """See ``Pace``."""
+
+    def sending(self, num_bytes: int) -> AbstractContextManager[None]:
+        """See ``Pace``."""
+        return _AT_ONCE
+
+    def heard(self, num_bytes: int) -> None:
+        """See ``Pace``."""
+
+    def stopwatch(self) -> float:
+        """See ``Pace``."""
+        return time.perf_counter()
+
+
+_AT_ONCE = nullcontext()
+
+
+class Slowed:
+    """An emulated device. ``cpu``, ``clock`` and ``sleep`` are arguments for tests."""
+
+    def __init__(
+        self,
+        speed: Speed,
+        *,
+        cpu: Callable[[], float] = time.thread_time,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._speed, self._cpu, self._clock, self._sleep = speed, cpu, clock, sleep
+        self._at_s, self._used_s = clock(), cpu()
+        self.late_s = 0.0
+
+    def wait(self, poll: Callable[[int], Any], timeout_ms: int) -> Any:
+        """See ``Pace``."""
+        self.settle()
+        ready = poll(0)
+        if not ready:
+            ready = poll(timeout_ms)
+            self._at_s = self._clock() + self._speed.latency_s
+            self._sleep_until(self._at_s)
+        if self._speed.price is not None:
+            self._used_s = self._cpu()  # looking is in the price
+        return ready
+
+    def forget(self) -> None:
+        """See ``Pace``."""
+        self._at_s, self._used_s, self.late_s = self._clock(), self._cpu(), 0.0
+
+    def settle(self) -> None:
+        """See ``Pace``."""
+        used_s = self._cpu()
+        self._at_s += self._speed.slowdown * (used_s - self._used_s)
+        self._used_s = used_s
+        self._sleep_until(self._at_s)
+
+    @contextmanager
+    def sending(self, num_bytes: int) -> Iterator[None]:
+        """See ``Pace``."""
+        self.settle()
+        price = self._speed.price
+        if price is None:
+            yield
+            return
+        self._at_s += self._speed.slowdown * price.seconds(num_bytes)
+        self._sleep_until(self._at_s)
+        yield
+        self._used_s = self._cpu()
+
+    def heard(self, num_bytes: int) -> None:
+        """See ``Pace``."""
+        price = self._speed.price
+        if price is not None:
+            self._at_s += self._speed.slowdown * price.seconds(num_bytes)
+            self._used_s = self._cpu()
+
+    def stopwatch(self) -> float:
+        """See ``Pace``: processor time alone, so that whoever else the machine runs is not measured."""
+        return self._speed.slowdown * self._cpu()
+
+    def _sleep_until(self, due_s: float) -> None:
+        left_s = due_s - self._clock()
+        self.late_s = max(self.late_s, -left_s)
+        if left_s > 0:
+            self._sleep(left_s)
+
+
+def pace_of(speed: Speed) -> Pace:
+    """The pace of a device of this speed."""
+    return Slowed(speed) if speed.is_emulated else FullSpeed()

@@ -1,0 +1,1 @@
+"""A program and its weights become loaded kernels, and a request walks them."""

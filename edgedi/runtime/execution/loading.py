@@ -1,0 +1,180 @@
+"""Programs on the wire: a coordinator describes, a worker loads. Layers name their weights by content digest.
+
+A worker gets only the layers that its program runs, and the specs of what they read. Whatever is wrong with a
+description is a ``RemoteProtocolError``; operators outside the table are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from edgedi.errors import EdgediError, RemoteProtocolError
+from edgedi.partition.graph import Layer, LayerGraph, TensorSpec
+from edgedi.partition.memory import program_bytes
+from edgedi.partition.operators import TABLE, weight_interval
+from edgedi.partition.program import UNSPLIT, Piece, Program, ProgramSet, Recv, Run
+from edgedi.partition.simulate import region_of
+from edgedi.runtime.execution.executor import LoadedProgram, Regroup
+from edgedi.runtime.execution.tensors import Tensor, made_on
+from edgedi.runtime.execution.weights import WeightStore
+from edgedi.runtime.kernels import fused
+
+Expected = Mapping[tuple[Piece, int], tuple[tuple[int, ...], str]]
+"""Shape and element type of every piece that a program receives, by piece and source."""
+
+INPUT = "input"
+"""Pseudo-operator of a tensor that a program reads but does not make."""
+
+
+class WorkerMemoryError(EdgediError):
+    """A program does not fit into a worker's memory limit."""
+
+    def __init__(self, reason: str, *, layer: str) -> None:
+        self.layer = layer
+        super().__init__(reason)
+
+
+class Shipment:
+    """Which weights a program needs, cut as it needs them: layers described by digest, and the tensors behind them."""
+
+    def __init__(self, weights: Mapping[str, Tensor], digest: Callable[[Tensor], str]) -> None:
+        self._weights, self._digest = weights, digest
+        self._names: dict[tuple[str, Any], str] = {}
+        self.tensors: dict[str, Tensor] = {}
+
+    def describe(self, programs: ProgramSet, participant: int) -> tuple[dict[str, Any], ...]:
+        """Descriptions of the layers that ``participant`` runs and of the tensors that it reads, in order."""
+        graph, program = programs.graph, programs.programs[participant]
+        runs = {i.piece.tensor: i for i in program.instructions if isinstance(i, Run)}
+        described: dict[str, dict[str, Any]] = {}
+        for name in sorted(runs, key=graph.position.__getitem__):
+            layer = graph.by_name[name]
+            for tensor in layer.inputs:
+                if tensor not in runs and tensor not in described:
+                    described[tensor] = _input_description(tensor, graph.spec(tensor))
+            cut = weight_interval(layer, region_of(runs[name].piece))
+            digests = {role: self.name(weight, cut) for role, weight in layer.weights.items()}
+            described[name] = {**layer.to_dict(), "weights": digests}
+        passed = (
+            i.piece.tensor for i in program.instructions if not isinstance(i, Run)
+        )  # received and sent on, perhaps
+        described |= {t: _input_description(t, graph.spec(t)) for t in passed if t not in described}
+        return tuple(described.values())
+
+    def name(self, weight: str, cut: Any) -> str:
+        """Digest of a weight, or of the part of it that ``cut`` keeps."""
+        if (weight, cut) not in self._names:
+            tensor = self._weights[weight] if cut is None else self._weights[weight][cut.start : cut.stop]
+            digest = self._digest(tensor)
+            self._names[weight, cut] = digest
+            self.tensors[digest] = tensor
+        return self._names[weight, cut]
+
+
+def _input_description(name: str, spec: TensorSpec) -> dict[str, Any]:
+    layer = Layer(name=name, op=INPUT, inputs=(), spec=spec)
+    return layer.to_dict()
+
+
+def digests_of(layers: tuple[dict[str, Any], ...]) -> tuple[str, ...]:
+    """The digests of all weights that described layers use, each once."""
+    return tuple(dict.fromkeys(digest for layer in layers for digest in layer["weights"].values()))
+
+
+def read_graph(layers: tuple[dict[str, Any], ...]) -> LayerGraph:
+    """The part of a graph that descriptions tell of. ``RemoteProtocolError`` for operators outside the table."""
+    inputs: dict[str, TensorSpec] = {}
+    made: list[Layer] = []
+    try:
+        for values in layers:
+            layer = _read_layer(values)
+            if layer.op == INPUT:
+                inputs[layer.name] = layer.spec
+            elif layer.op not in TABLE or layer.op == "opaque":
+                raise ValueError(f"operator {layer.op!r} of layer {layer.name} is not one that workers run")
+            else:
+                made.append(layer)
+        return LayerGraph(inputs=inputs, layers=tuple(made), outputs=())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RemoteProtocolError(f"layers are not described as they should be: {error}") from error
+
+
+def _read_layer(values: dict[str, Any]) -> Layer:
+    """A described layer whose parts are of their types; what its attributes are worth, the operator table says."""
+    layer = Layer.from_dict(values)
+    texts = (layer.name, layer.op, *layer.inputs, *layer.weights, *layer.weights.values())
+    if not all(type(text) is str for text in texts):
+        raise ValueError(f"layer {layer.name!r} names something that is no text")
+    if not all(type(size) is int and size >= 0 for size in layer.spec.shape):
+        raise ValueError(f"layer {layer.name!r} has shape {layer.spec.shape}")
+    return layer
+
+
+def expected_pieces(program: Program, graph: LayerGraph) -> Expected:
+    """What a program's RECV instructions wait for, and what each must look like.
+
+    Intervals are not checked: partial results are numbered along their first dimension, beyond the one that each has.
+    """
+    return {
+        (i.piece, i.source): (_piece_shape(i.piece, graph.spec(i.piece.tensor)), graph.spec(i.piece.tensor).dtype)
+        for i in program.instructions
+        if isinstance(i, Recv)
+    }
+
+
+def _piece_shape(piece: Piece, spec: TensorSpec) -> tuple[int, ...]:
+    if piece.dim == UNSPLIT:
+        return spec.shape
+    if piece.dim >= spec.rank:
+        raise ValueError(f"{piece} is no part of {spec}")
+    return tuple(len(piece.interval) if dim == piece.dim else size for dim, size in enumerate(spec.shape))
+
+
+def load(
+    text: str,
+    layers: tuple[dict[str, Any], ...],
+    store: WeightStore,
+    packer: fused.Packer | None,
+    *,
+    limit_bytes: int | None = None,
+    device: str = "cpu",
+    regroup: Regroup | None = None,
+) -> LoadedProgram:
+    """A program ready to run on ``device``, where the weights of ``store`` lie already.
+
+    ``RemoteProtocolError`` for whatever is wrong with it, ``WorkerMemoryError`` for one that is too large beside what
+    other programs hold.
+    """
+    graph = read_graph(layers)
+    try:
+        program = Program.parse(text)
+        expected_pieces(program, graph)
+    except (ValueError, IndexError, KeyError) as error:
+        raise RemoteProtocolError(f"the program does not read: {error}") from error
+    try:
+        if limit_bytes is not None:
+            _check_memory(program, graph, store, digests_of(layers), limit_bytes)
+        with made_on(device):
+            return LoadedProgram(
+                program, graph, lambda name, cut: store.lend(name), packer=packer, device=device, regroup=regroup
+            )
+    except EdgediError:
+        raise
+    except Exception as error:  # the table's functions take a stranger's attributes: whatever they raise is his doing
+        raise RemoteProtocolError(f"the program does not load: {type(error).__name__}: {error}") from error
+
+
+def _check_memory(
+    program: Program, graph: LayerGraph, store: WeightStore, digests: tuple[str, ...], limit_bytes: int
+) -> None:
+    weights = store.bytes_of(digests)
+    others = max(0, store.pinned_bytes - weights)
+    peak, layer = program_bytes(program, graph)
+    if weights + others + peak > limit_bytes:
+        beside = f", other programs hold {others / 1e6:.1f} MB" if others else ""
+        raise WorkerMemoryError(
+            f"the program needs {weights / 1e6:.1f} MB of weights and {peak / 1e6:.1f} MB of maps (most at layer "
+            f"{layer}){beside}, the limit is {limit_bytes / 1e6:.1f} MB: raise --memory-limit or add workers",
+            layer=layer,
+        )

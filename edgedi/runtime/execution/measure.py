@@ -1,0 +1,102 @@
+"""How long each layer of a loaded program takes on this device, one after another as the network runs them.
+
+Layers are timed in network order, so that weights are as cold as they are in a request: timing one layer over and over
+flatters those whose weights fit into a cache, by up to two times. The least of the repeats is reported: whatever else
+the device does only ever adds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from edgedi.partition.program import UNSPLIT, Program, Run
+from edgedi.runtime.execution.executor import LoadedProgram
+from edgedi.runtime.execution.groups import EngineGroups
+from edgedi.runtime.execution.loading import INPUT, WorkerMemoryError, digests_of, load
+from edgedi.runtime.execution.tensors import random_piece
+from edgedi.runtime.execution.weights import WeightStore
+from edgedi.runtime.kernels.eager import TORCH_DTYPES
+from edgedi.runtime.kernels.fused import Packer
+from edgedi.runtime.wire.payloads import tensor_bytes
+
+Measurement = tuple[str, str, int, float]
+
+
+def measure_program(
+    loaded: LoadedProgram, repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[Measurement, ...]:
+    """(layer, dimension or ``"whole"``, length, seconds) of every RUN instruction, the least of ``repeats``."""
+    runs = [(s.instruction, s.kernel) for s in loaded.steps if isinstance(s.instruction, Run) and s.kernel is not None]
+    inputs = [[random_piece(piece, loaded.graph) for piece in run.inputs] for run, _ in runs]
+    taken: list[list[float]] = [[] for _ in runs]
+    for repeat in range(repeats + 1):
+        for index, (_, kernel) in enumerate(runs):
+            started = clock()
+            kernel(*inputs[index])
+            if repeat:  # the first round warms up
+                taken[index].append(clock() - started)
+    return tuple(_named(run, min(seconds)) for (run, _), seconds in zip(runs, taken, strict=True))
+
+
+def _named(run: Run, seconds: float) -> Measurement:
+    piece = run.piece
+    return (piece.tensor, "whole" if piece.dim == UNSPLIT else str(piece.dim), len(piece.interval), seconds)
+
+
+def measure_described(
+    text: str,
+    layers: tuple[dict[str, Any], ...],
+    weights: Sequence[Mapping[str, Any]],
+    repeats: int,
+    *,
+    fast: bool,
+    limit_bytes: int | None,
+    device: str,
+    groups: EngineGroups | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[tuple[Measurement, ...], float]:
+    """Measure a program as a coordinator describes it, on weights that are noise; and ``groups``' factor for all of it.
+
+    Where all of it does not fit into ``limit_bytes``, layer by layer (with warmer weights than in a request); a layer
+    that does not fit by itself is left out.
+    """
+
+    def run(program: str, described: tuple[dict[str, Any], ...]) -> tuple[Measurement, ...]:
+        packer = Packer() if fast else None
+        names = set(digests_of(described))
+        store = noise_store([weight for weight in weights if weight["digest"] in names], packer, device)
+        loaded = load(program, described, store, packer, limit_bytes=limit_bytes, device=device)
+        if groups is not None and all(step.instruction.piece.dim == UNSPLIT for step in loaded.steps):
+            groups(loaded.steps, lambda name, cut: store.lend(name), loaded.graph)
+        return measure_program(loaded, repeats, clock)
+
+    if limit_bytes is None or sum(tensor_bytes(w["dtype"], w["shape"]) for w in weights) <= limit_bytes:
+        with contextlib.suppress(WorkerMemoryError):
+            return run(text, layers), groups.factor if groups is not None else 1.0
+    measured: list[Measurement] = []
+    for instruction in Program.parse(text).instructions:
+        alone = Program(participant=0, instructions=(instruction,))
+        with contextlib.suppress(WorkerMemoryError):
+            measured += run(str(alone), _alone(layers, instruction.piece.tensor))
+    return tuple(measured), 1.0
+
+
+def _alone(layers: tuple[dict[str, Any], ...], name: str) -> tuple[dict[str, Any], ...]:
+    """One layer's description; what it reads becomes input."""
+    wanted = next(layer for layer in layers if layer["name"] == name)
+    inputs = [layer for layer in layers if layer["name"] in wanted["inputs"]]
+    return (*({**layer, "op": INPUT, "inputs": (), "weights": {}, "attributes": {}} for layer in inputs), wanted)
+
+
+def noise_store(weights: Sequence[Mapping[str, Any]], packer: Packer | None, device: str) -> WeightStore:
+    """Noise in the place of weights: how long a layer takes does not depend on their values."""
+    store = WeightStore(device=device, packer=packer)
+    for weight in weights:
+        values = torch.rand(weight["shape"], dtype=torch.float32) * 0.1
+        store.put(weight["digest"], values.to(TORCH_DTYPES[weight["dtype"]]))
+    return store

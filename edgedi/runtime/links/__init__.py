@@ -1,0 +1,1 @@
+"""How bytes move between processes: keys, sockets, and halos from worker to worker."""

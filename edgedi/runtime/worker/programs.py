@@ -1,0 +1,161 @@
+"""The programs that a worker has installed: their weights, the engine that computes them, and how much they were used.
+
+Nothing is sent from here: what a coordinator is to hear is returned or raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from edgedi.errors import EdgediError, RemoteProtocolError, SecurityError
+from edgedi.runtime.execution.allocator import release_freed_memory
+from edgedi.runtime.execution.executor import LoadedProgram
+from edgedi.runtime.execution.groups import EngineGroups
+from edgedi.runtime.execution.loading import Expected, expected_pieces, load
+from edgedi.runtime.execution.measure import measure_described
+from edgedi.runtime.execution.tensors import from_wire
+from edgedi.runtime.execution.weights import WeightStore
+from edgedi.runtime.kernels import fused, openvino_graph
+from edgedi.runtime.links.keys import parse_worker_address
+from edgedi.runtime.links.peers import PeerLinks
+from edgedi.runtime.wire.messages import Deploy, Measure, Measured, Weights, busy_s_of, requests_of
+from edgedi.runtime.worker.events import Epoch
+from edgedi.runtime.worker.options import WorkerOptions
+
+
+@dataclass(slots=True)
+class Installed:
+    """A program that requests can run."""
+
+    deploy: Deploy
+    program: LoadedProgram
+    expected: Expected
+    engine: str
+    requests: int = 0
+    busy_s: float = 0.0
+    """Spent on the requests counted in ``requests``: computing and sending, not waiting."""
+    links: PeerLinks | None = None
+    """Made by the first request: only then have all workers of the session let each other in."""
+
+
+class WorkerPrograms:
+    """By epoch; weights are kept once for all of them."""
+
+    def __init__(self, options: WorkerOptions) -> None:
+        self._options = options
+        self._packer = fused.Packer() if fused.available() and options.device == "cpu" else None
+        self._store = WeightStore(options.memory_limit_bytes, device=options.device, packer=self._packer)
+        self._pinned: dict[Epoch, tuple[str, ...]] = {}
+        self._installed: dict[Epoch, Installed] = {}
+
+    def __getitem__(self, epoch: Epoch) -> Installed:
+        return self._installed[epoch]
+
+    # --- weights, programs -------------------------------------------------------------------------------------------
+
+    def missing(self, digests: Iterable[str]) -> tuple[str, ...]:
+        """The weights that are not here."""
+        return self._store.missing(digests)
+
+    def keep(self, weights: Weights) -> None:
+        """``ValueError`` if they are not what their name says, ``RuntimeError`` if there is no room on the device."""
+        layout = "nhwc" if len(weights.shape) == 4 else "nchw"
+        self._store.add(weights.digest, from_wire(weights.payload, weights.dtype, weights.shape, layout, own=True))
+
+    def expect(self, deploy: Deploy) -> None:
+        """Pin what is here of the weights of a program that is to come."""
+        digests = tuple(weight["digest"] for weight in deploy.weights)
+        self._pinned[deploy.session, deploy.epoch] = digests
+        self._store.use(digests)
+
+    def install(self, deploy: Deploy) -> int:
+        """Load a program whose weights are all here; the bytes of them. ``EdgediError`` where that is not possible."""
+        epoch = (deploy.session, deploy.epoch)
+        groups = self._groups()
+        try:
+            self._check_peers(deploy)
+            program = load(
+                deploy.program, deploy.layers, self._store, self._packer,
+                limit_bytes=self._options.memory_limit_bytes, device=self._options.device, regroup=groups,
+            )  # fmt: skip
+        except EdgediError:
+            self._store.settle(())
+            raise
+        expected = expected_pieces(program.program, program.graph)
+        engine = str(groups) if groups is not None else "torch"
+        self._installed[epoch] = Installed(deploy, program, expected, engine)
+        self._store.settle(self._pinned[epoch])
+        self._store.trim()
+        release_freed_memory()
+        return self._store.bytes_of(self._pinned[epoch])
+
+    def _check_peers(self, deploy: Deploy) -> None:
+        """Links between workers are as this worker's own: all with keys, or all open."""
+        for peer in deploy.peers:
+            try:
+                parse_worker_address(peer["address"])
+            except ValueError as error:
+                raise RemoteProtocolError(f"a peer has no address: {error}") from error
+            if peer["public_key"] is not None and self._options.keypair is None:
+                raise SecurityError("the session's links need keys, and this worker has none: start it with --key")
+            if peer["public_key"] is None and self._options.keypair is not None:
+                raise SecurityError(f"no public key is given for peer {peer['address']}, and this worker wants one")
+
+    def uninstall(self, epoch: Epoch) -> None:
+        """Undo ``expect`` and, where it came to that, ``install``."""
+        installed = self._installed.pop(epoch, None)
+        if installed is not None and installed.links is not None:
+            installed.links.close()
+        self._store.release(self._pinned.pop(epoch, ()))
+
+    def close(self) -> None:
+        """Close the links of all programs."""
+        for installed in self._installed.values():
+            if installed.links is not None:
+                installed.links.close()
+        self._installed.clear()
+
+    # --- what computes, and how much it did --------------------------------------------------------------------------
+
+    @property
+    def engine_name(self) -> str:
+        """The engines that programs are computed by, for the device's fingerprint."""
+        return "torch" if self._groups() is None else f"torch-{openvino_graph.version()}"
+
+    def _groups(self) -> EngineGroups | None:
+        """Chains of layers for an engine: it holds weights a second time, so not where memory is limited."""
+        options = self._options
+        if options.engine != "auto" or options.device != "cpu" or options.memory_limit_bytes is not None:
+            return None
+        if options.speed.is_emulated:  # an engine computes in threads whose processor time a pace does not see
+            return None
+        return EngineGroups(options.threads) if openvino_graph.available() else None
+
+    def measure(self, message: Measure, clock: Callable[[], float]) -> Measured:
+        """Time a program on noise; nothing of it stays. Whatever an operator raises over a stranger's description."""
+        seconds, engine_factor = measure_described(
+            message.program,
+            message.layers,
+            message.weights,
+            message.repeats,
+            fast=self._packer is not None,
+            limit_bytes=self._options.memory_limit_bytes,
+            device=self._options.device,
+            groups=self._groups(),
+            clock=clock,
+        )
+        release_freed_memory()
+        return Measured(seconds=seconds, engine_factor=engine_factor)
+
+    def statistics(self, session: str) -> dict[str, int | float | str]:
+        """Of the programs of one session, and of the weights of all."""
+        mine = [installed for (name, _), installed in self._installed.items() if name == session]
+        values: dict[str, int | float | str] = {
+            "weight_bytes": self._store.num_bytes,
+            "engine": max((installed.engine for installed in mine), default=""),
+        }
+        for installed in mine:
+            epoch = installed.deploy.epoch
+            values |= {requests_of(epoch): installed.requests, busy_s_of(epoch): installed.busy_s}
+        return values
