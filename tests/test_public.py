@@ -41,7 +41,12 @@ DISTRIBUTE = {
 COMPACT = {
     "model": inspect.Parameter.empty,
     "example_inputs": inspect.Parameter.empty,
-    "steps": ("simplify",),
+    "calibration": None,
+    "validate": None,
+    "metric": "accuracy",
+    "tolerance": 0.0,
+    "steps": None,
+    "seed": 0,
     "progress": None,
 }
 SESSION = {
@@ -56,7 +61,7 @@ OPTIONS = {
     "edgedi-worker": {
         "--help", "--version", "--port", "--host", "--threads", "--cores", "--name", "--device", "--engine",
         "--memory-limit", "--key", "--authorized-keys", "--insecure-no-auth", "--log-level", "--end-with-parent",
-        "--slowdown", "--latency", "--socks-proxy",
+        "--slowdown", "--latency", "--message-price", "--socks-proxy",
     },
     "edgedi-keygen": {"--help", "--out", "--force", "--show", "--trust"},
     "edgedi-bench": {
@@ -106,7 +111,7 @@ def test_compact_takes_these_arguments():
     parameters = inspect.signature(edgedi.compact).parameters
     assert {name: parameter.default for name, parameter in parameters.items()} == COMPACT
     by_keyword = {name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
-    assert by_keyword == {"steps", "progress"}
+    assert by_keyword == set(COMPACT) - {"model", "example_inputs"}
 
 
 def test_a_session_has_these_methods():
@@ -136,7 +141,7 @@ def test_every_option_has_a_help_text(command: str):
 @pytest.mark.parametrize("command", sorted(OPTIONS))
 def test_every_option_is_in_the_readme(command: str):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    hidden = {"--help", "--end-with-parent", "--slowdown", "--latency", "--socks-proxy"}
+    hidden = {"--help", "--end-with-parent", "--slowdown", "--latency", "--message-price", "--socks-proxy"}
     assert command in readme
     assert [option for option in sorted(OPTIONS[command] - hidden) if option not in readme] == []
 

@@ -1,0 +1,64 @@
+"""What stands before a bar, from numbers that are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bench.limits import Limit, busiest_bytes, limit_of
+
+RUN: dict[str, Any] = {
+    "settings": {
+        "model": "torchvision:vgg16",
+        "shapes": [[1, 3, 224, 224]],
+        "testbed": {"name": "pi4x2", "devices": [{"slowdown": 10, "link": {"rate_bits_per_s": 8e6}}] * 2},
+    },
+    "engines": [{"name": "eager", "median_s": 3.0}, {"name": "openvino", "median_s": 1.2}],
+    "planners": [
+        {"name": "single", "bound_s": 1.1, "median_s": 1.1, "bytes_per_link": {}},
+        {"name": "oodp", "bound_s": 0.6, "median_s": 0.9, "bytes_per_link": {"0 -> 1": 30_000, "1 -> 0": 100_000}},
+    ],
+}
+
+
+def test_a_run_is_held_against_what_the_best_engine_and_its_slice_take():
+    limit = limit_of(RUN, engine_s=1.25, slice_s=0.55, least_speedup=1.6)
+    assert limit is not None
+    assert limit.name == "pi4x2 vgg16 224"
+    assert limit.bar_ms == pytest.approx(750)
+    assert limit.wire_ms == pytest.approx(100)
+    assert (limit.engine_ms, limit.slice_ms, limit.bound_ms, limit.measured_ms) == pytest.approx((1250, 550, 600, 900))
+    assert limit.executor == "PASS"
+    assert limit.verdict == "messages and waiting"
+    assert limit_of({**RUN, "planners": RUN["planners"][:1]}, 1.0, 0.5, 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("slice_ms", "bound_ms", "wire_ms", "measured_ms", "executor", "verdict"),
+    [
+        (110, 120, 0, 150, "PASS", "computing, in either executor"),
+        (120, 105, 0, 150, "PASS", "computing, in either executor"),
+        (90, 105, 0, 150, "FAIL", "computing, in our executor"),
+        (90, 95, 10, 150, "PASS", "bytes on the wire"),
+        (90, 95, 2, 150, "PASS", "messages and waiting"),
+        (90, 95, 2, 99, "PASS", "reached"),
+    ],
+)
+def test_what_stands_before_the_bar(
+    slice_ms: float, bound_ms: float, wire_ms: float, measured_ms: float, executor: str, verdict: str
+):
+    limit = Limit(
+        name="x", engine_ms=200, bar_ms=100, slice_ms=slice_ms, bound_ms=bound_ms, wire_ms=wire_ms,
+        measured_ms=measured_ms,
+    )  # fmt: skip
+    assert (limit.executor, limit.verdict) == (executor, verdict)
+
+
+def test_a_cable_carries_all_that_its_device_sends_and_the_coordinator_is_on_the_first():
+    bytes_per_link = {
+        "home -> 0": 1_000, "home -> 1": 200, "0 -> 1": 30, "1 -> 2": 400, "2 -> 1": 5, "0 -> home": 9, "2 -> home": 60,
+    }  # fmt: skip
+    assert busiest_bytes(bytes_per_link) == 400
+    assert busiest_bytes({"home -> 0:here": 1_000, "home -> 1:pi": 200, "home -> 2:pi": 300}) == 500
+    assert busiest_bytes({}) == 0
