@@ -15,9 +15,11 @@ from typing import Any
 from edgedi.bench.numbers import Ratio, times_as_fast
 
 PASS, FAIL, UNDECIDED, NOT_MEASURED = "PASS", "FAIL", "UNDECIDED", "NOT MEASURED"
-PLANNER = "oodp"
+PLANNER, SINGLE = "oodp", "single"
 LEAST_OF_ONE_DEVICE = 0.95
 """A plan never loses more than this to the best engine on one device: then it runs on one device."""
+LEAST_OF_EXECUTOR = 1 / 1.1
+"""The executor on one worker against the best engine on one device."""
 LEAST_OF_BASELINES = 1 / 1.03
 MOST_OFF = 0.15
 """Predicted against measured, the median over all runs."""
@@ -65,7 +67,7 @@ def _testbed(spec: str, model: str, least_speedup: float, least_share: float, ai
     )  # fmt: skip
 
 
-def _local(model: str, size: int, least_speedup: float, aim: float) -> Case:
+def _local(model: str, size: int, least_speedup: float, aim: float | None = None) -> Case:
     name = f"local {model.partition(':')[2]} {size}"
     return Case(
         name=name, options=LOCAL, model=model, size=size, least_speedup=least_speedup, aim=aim, least_share=0.85
@@ -78,6 +80,8 @@ CASES = (
     _local(RESNET50, 512, 1.65, 1.85),
     _local("bench.models:fcn_resnet50", 520, 1.75, 1.9),
     _local("torchvision:mobilenet_v2", 512, 1.3, 1.6),
+    _local("torchvision:mobilenet_v2", 224, LEAST_OF_ONE_DEVICE),
+    _local("torchvision:efficientnet_b0", 224, LEAST_OF_ONE_DEVICE),
     Case(name="local stream resnet50 224", options=STREAM, model=RESNET50, least_speedup=1.9, least_share=0.95),
     _testbed("pi4x4@1G", VGG16, 3.6, 0.75, 3.8),
     _testbed("pi4x4@1G", RESNET50, 3.0, 0.75, 3.5),
@@ -125,7 +129,11 @@ def verdicts(case: Case, found: Mapping[str, Any] | None, reason: str = "") -> I
     yield Verdict(bar="never loses to one device", least=LEAST_OF_ONE_DEVICE, found=speed, **made)
     share = _ratio(split["share_of_bound"]) if split else None
     yield Verdict(case=case.name, bar="share of the bound", least=case.least_share, found=share, reason=reason)
-    if case.options != LOCAL:
+    if case.options == LOCAL:
+        single = _planner(found, SINGLE)
+        alone = _ratio(single["times_as_fast_as_best_engine"]) if single else None
+        yield Verdict(bar="one worker alone", least=LEAST_OF_EXECUTOR, found=alone, **made)
+    else:
         baseline = _against_baselines(found, split)
         yield Verdict(
             case=case.name, bar="times the best baseline", least=LEAST_OF_BASELINES, found=baseline, reason=reason

@@ -51,9 +51,13 @@ def test_the_whole_interval_decides(low: float, high: float, word: str):
 
 def test_a_run_is_held_to_every_bar_of_its_case():
     by_bar = {verdict.bar: verdict for verdict in verdicts(CASE, found())}
-    assert set(by_bar) == {"times the best engine", "never loses to one device", "share of the bound"}
+    assert set(by_bar) == {
+        "times the best engine", "never loses to one device", "share of the bound", "one worker alone"
+    }  # fmt: skip
     assert by_bar["times the best engine"].word == PASS
     assert by_bar["times the best engine"].found.median == pytest.approx(1.5)
+    assert by_bar["one worker alone"].found.median == pytest.approx(0.75)
+    assert by_bar["one worker alone"].word == FAIL
     assert "PASS" in verdict_line(by_bar["times the best engine"])
     assert "found 1.50 [" in verdict_line(by_bar["times the best engine"])
 
