@@ -150,7 +150,7 @@ def test_cores_that_are_not_there() -> None:
 @pytest.mark.parametrize("device", ["cuda", "mps"])
 def test_a_device_that_is_not_there(device: str) -> None:
     if device_available(device):
-        pytest.skip(f"{device} is there: what it computes is in tests/runtime/test_devices.py")
+        pytest.skip(f"{device} is there: what it computes is in tests/runtime/worker/test_devices.py")
     assert refused("--device", device).endswith(
         f"--device {device}: torch finds none that it can use here; take --device cpu"
     )

@@ -52,7 +52,7 @@ from edgedi.runtime.worker.local_workers import LocalWorkers
 from edgedi.runtime.worker.options import WorkerOptions
 from edgedi.runtime.worker.worker import Worker
 from tests.runtime.networks import image, small
-from tests.runtime.test_wire import exploits
+from tests.runtime.wire.test_wire import exploits
 
 TOLERANCE = 2e-5
 WAIT_MS = 20_000
@@ -399,7 +399,7 @@ DYING = """
 import sys
 from edgedi import distribute
 from tests.runtime.networks import image, small
-from tests.runtime.test_robustness import two_devices
+from tests.runtime.session.test_robustness import two_devices
 x = image()
 session = distribute(small(), x, sys.argv[1:], profile=two_devices(), planner="equal", max_in_flight=8)
 session(x)
@@ -411,7 +411,7 @@ while True:
 
 
 def test_a_coordinator_killed_in_the_middle_of_requests(addresses: list[str]) -> None:
-    root = Path(__file__).parent.parent.parent
+    root = Path(__file__).parents[3]
     process = subprocess.Popen(
         [sys.executable, "-c", DYING, *addresses], stdout=subprocess.PIPE, cwd=root, text=True,
         env={**os.environ, "PYTHONPATH": str(root)},

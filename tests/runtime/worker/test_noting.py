@@ -7,7 +7,7 @@ import torch
 from edgedi.partition.geometry import Interval
 from edgedi.partition.program import Piece, Recv, Run, Send
 from edgedi.runtime.worker.noting import Note, NotedRun
-from tests.runtime.test_executor import X, load, rows
+from tests.runtime.execution.test_executor import X, load, rows
 
 
 class Clock:

@@ -47,7 +47,7 @@ from edgedi.runtime.wire.messages import (
 from edgedi.runtime.wire.payloads import ITEM_BYTES, LAYOUTS
 from edgedi.runtime.wire.piece_headers import PieceHeaders
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "wire.md"
+PAGE = Path(__file__).parents[3] / "docs" / "wire.md"
 
 # --- one strategy for each field, by its name; every field of every message has one -----------------------------------
 
