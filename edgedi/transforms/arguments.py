@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,10 +14,12 @@ from torch.utils import _pytree as pytree
 
 from edgedi.transforms.data import Data
 from edgedi.transforms.score import Judge, Metric, judge_by_accuracy, judge_by_likeness, judge_by_metric
-from edgedi.transforms.task import Budget, Say, Task
+from edgedi.transforms.store import Store, digest_of, digest_of_model
+from edgedi.transforms.task import Budget, Loss, Say, Task
 
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "simplify": (),
+    "recover": ("train",),
 }
 """The steps, in the order in which they run, and the arguments of which each needs one."""
 
@@ -29,6 +32,13 @@ def check_model(model: Any) -> None:
     if training:
         shown = ", ".join(training[:5]) + (f" and {len(training) - 5} more" if len(training) > 5 else "")
         raise ValueError(f"in training mode: {shown}; call model.eval() first")
+
+
+def check_budget(budget_s: Any) -> None:
+    """``ValueError`` where it is no number of seconds."""
+    number = isinstance(budget_s, (int, float)) and not isinstance(budget_s, bool)
+    if budget_s is not None and not (number and 0 < budget_s < math.inf):
+        raise ValueError(f"budget_s is {budget_s!r}; give seconds, more than 0, or None")
 
 
 def arguments_of(example_inputs: Any) -> tuple[Any, ...]:
@@ -64,8 +74,10 @@ def task_of(
     say: Say,
     *,
     calibration: Any,
+    train: Any,
     validate: Any,
     metric: Metric | str,
+    loss: Loss | None,
     tolerance: float,
     budget: Budget,
     seed: int,
@@ -73,6 +85,8 @@ def task_of(
     """What every step is given, but for the original's score: see ``judged``."""
     if not (isinstance(tolerance, (int, float)) and 0 <= tolerance < math.inf):
         raise ValueError(f"tolerance is {tolerance!r}; give how much the metric may fall, 0 or more (0.01 is a point)")
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss is a {type(loss).__name__}; give a callable of (outputs, labels)")
     many = len(arguments)
     task = Task(
         original=model,
@@ -82,6 +96,8 @@ def task_of(
         calibration=None
         if calibration is None
         else Data(calibration, "calibration", num_arguments=many, labelled=False),
+        train=None if train is None else train_data(train, many, loss),
+        loss=loss,
         validate=None
         if validate is None
         else Data(validate, "validate", num_arguments=many, labelled=True, ordered=True),
@@ -100,6 +116,30 @@ def _judge(task: Task, metric: Metric | str, validate: Any) -> Judge | None:
     if task.validate is not None:
         return judge_by_metric(metric, validate) if callable(metric) else judge_by_accuracy(task.validate)
     return None if task.calibration is None else judge_by_likeness(task.original, task.calibration)
+
+
+def train_data(given: Any, num_arguments: int, loss: Loss | None) -> Data:
+    """With labels where there are any; ``ValueError`` where ``loss`` has none to read."""
+    try:
+        return Data(given, "train", num_arguments=num_arguments, labelled=True)
+    except ValueError:
+        if loss is not None:
+            raise
+        return Data(given, "train", num_arguments=num_arguments, labelled=False)
+
+
+def store_of(
+    checkpoint: Any, model: nn.Module, arguments: tuple[Any, ...], settings: Mapping[str, Any], validate: Data | None
+) -> Store:
+    """Where a run keeps what it has; ``ValueError`` where that belongs to something else."""
+    if checkpoint is None:
+        return Store(None)
+    if not isinstance(checkpoint, (str, os.PathLike)):
+        raise TypeError(f"checkpoint is a {type(checkpoint).__name__}; give the path of a folder")
+    shapes = [getattr(leaf, "shape", leaf) for leaf in pytree.tree_leaves(arguments)]
+    first = None if validate is None else next(iter(validate))
+    seen = None if first is None else (first.arguments, first.labels)
+    return Store(checkpoint, model=digest_of_model(model), settings=digest_of((settings, shapes, seen)))
 
 
 def say_of(progress: Say | bool | None) -> Say:

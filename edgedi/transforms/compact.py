@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from edgedi.transforms.arguments import arguments_of, check_model, say_of, steps_of, task_of
+from edgedi.transforms import finished as kept
+from edgedi.transforms.arguments import arguments_of, check_budget, check_model, say_of, steps_of, store_of, task_of
 from edgedi.transforms.exact.simplify import simplify_step
+from edgedi.transforms.finished import Finished
 from edgedi.transforms.measure import difference, measured
-from edgedi.transforms.report import Compaction, Step, changes
-from edgedi.transforms.score import Metric
-from edgedi.transforms.task import Budget, Outcome, Point, Say, Task
+from edgedi.transforms.recover.recover import recover_step
+from edgedi.transforms.report import Compaction, Size, Step, changes
+from edgedi.transforms.score import Metric, Score
+from edgedi.transforms.task import Budget, Loss, Outcome, Point, Say, Task
 
 STEPS: Mapping[str, Callable[[nn.Module, Task], Outcome]] = {
     "simplify": simplify_step,
+    "recover": recover_step,
 }
 
 
@@ -25,11 +31,15 @@ def compact(
     example_inputs: Any,
     *,
     calibration: Any = None,
+    train: Any = None,
     validate: Any = None,
     metric: Metric | str = "accuracy",
+    loss: Loss | None = None,
     tolerance: float = 0.0,
     steps: Sequence[str] | None = None,
+    budget_s: float | None = None,
     seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: Say | bool | None = None,
 ) -> nn.Module:
     """A smaller copy of ``model`` that answers as well; ``model`` itself stays as it is.
@@ -41,49 +51,83 @@ def compact(
       them. What cannot be proven to be unneeded stays. It holds for evaluation mode, and for inputs that take the same
       way through the model's code as the example. Both networks are run on the example. A copy that differs by more
       than 1e-5 of the largest value, or three times the model's own rounding where that is more, is not returned.
+    * "recover" trains what the other steps made towards the original's answers. It needs ``train``.
 
-    ``calibration``: inputs without labels, a tensor or batches. ``validate``: (inputs, labels) batches in a fixed
-    order, by which a smaller network is taken or not: ``metric`` of it may fall by ``tolerance`` at most. ``metric`` is
-    "accuracy", or a callable of (model, validate) that gives more for a better network.
+    ``calibration``: inputs without labels, a tensor or batches. ``train``: inputs, or (inputs, labels) batches, to
+    learn from; ``loss(outputs, labels)`` says what is learnt of labels that are not classes. ``validate``: (inputs,
+    labels) batches in a fixed order, by which a smaller network is taken or not: ``metric`` of it may fall by
+    ``tolerance`` at most. ``metric`` is "accuracy", or a callable of (model, validate) that gives more for a better
+    network. ``budget_s``: the seconds to be used, met within a tenth where there is training to do.
+
+    ``checkpoint``: a folder in which a run keeps what it has, after each step and once a minute. Called again with the
+    same arguments, a run that was killed goes on there and ends with the same network as if it had not been.
 
     The copy is of the same class, with smaller layers; its ``compaction`` says what was done, as a table when printed.
     ``progress`` is called with a line per step; by default a terminal shows them.
 
     Raises ``ValueError`` for a model in training mode, inputs that the model refuses, a step that does not exist or
-    lacks its data, and data that are empty or shuffled; ``CompactionError`` for a model that does not export and for an
-    answer that differs.
+    lacks its data, data that are empty or shuffled, and a checkpoint that is damaged, or of another model or other
+    arguments; ``CompactionError`` for a model that does not export and for an answer that differs.
     """
     check_model(model)
-    arguments, say, budget = arguments_of(example_inputs), say_of(progress), Budget(None)
-    chosen = steps_of(steps, {"calibration": calibration, "validate": validate})
+    check_budget(budget_s)
+    arguments, say = arguments_of(example_inputs), say_of(progress)
+    chosen = steps_of(steps, {"calibration": calibration, "train": train, "validate": validate})
     expected, layers, size = _first_run(model, arguments)
+    budget = Budget(budget_s)
     task = task_of(
-        model, arguments, say,
-        calibration=calibration, validate=validate, metric=metric, tolerance=tolerance, budget=budget, seed=seed,
+        model, arguments, say, calibration=calibration, train=train, validate=validate, metric=metric, loss=loss,
+        tolerance=tolerance, budget=budget, seed=seed,
     )  # fmt: skip
-    curve = [Point(macs=size.macs, score=task.score.value, step="original")] if task.score else []
-    small, after, done = model, layers, []
-    for name in chosen:
-        started_s = budget.used_s
-        outcome = STEPS[name](small, task)
-        small = outcome.model
-        answer, after, now = measured(small, arguments)
-        score = task.judge(small) if task.judge else None
-        step = Step(
-            name=name, before=size, after=now, difference=difference(answer, expected), note=outcome.note,
-            seconds=budget.used_s - started_s, score=score,
-        )  # fmt: skip
-        done.append(step)
-        curve += [*outcome.curve, *([Point(macs=now.macs, score=score.value, step=name)] if score else [])]
-        say(f"{name}: {size.parameters:,} -> {now.parameters:,} parameters, {size.macs:,} -> {now.macs:,} MACs")
-        if outcome.note:
-            say(f"{name}: {outcome.note}")
-        size = now
+    settings = {"steps": chosen, "tolerance": tolerance, "seed": seed, "budget_s": budget_s}
+    store = store_of(checkpoint, model, arguments, settings, task.validate)
+    task = replace(task, budget=Budget(budget_s, used_s=budget.used_s + store.used_s()))
+    slot, small, now = store.slot("finished"), model, size
+    done = kept.load(slot)
+    for finished in done:
+        say(f"{finished.step.name}: done before, from the checkpoint")
+        small, now = finished.again(copy.deepcopy(small), arguments), finished.step.after
+    for place, name in list(enumerate(chosen))[len(done) :]:
+        own = store.within(f"{place}-{name}")
+        small, finished = _run(name, small, replace(task, store=own), now, expected)
+        done.append(finished)
+        kept.save(slot, done)
+        own.clear()
+        now = finished.step.after
     small = copy.deepcopy(model) if small is model else small
     small.compaction = Compaction(
-        steps=tuple(done), layers=changes(layers, after), score=task.score, curve=tuple(curve)
+        steps=tuple(finished.step for finished in done),
+        layers=changes(layers, measured(small, arguments)[1]),
+        score=task.score,
+        curve=_curve(task.score, size, done),
     )
     return small
+
+
+def _run(name: str, model: nn.Module, task: Task, size: Size, expected: Any) -> tuple[nn.Module, Finished]:
+    """One step, and what it came to."""
+    started_s = task.budget.used_s
+    outcome = STEPS[name](model, task)
+    answer, _, now = measured(outcome.model, task.arguments)
+    step = Step(
+        name=name, before=size, after=now, difference=difference(answer, expected), note=outcome.note,
+        seconds=task.budget.used_s - started_s, score=task.judge(outcome.model) if task.judge else None,
+    )  # fmt: skip
+    task.say(f"{name}: {size.parameters:,} -> {now.parameters:,} parameters, {size.macs:,} -> {now.macs:,} MACs")
+    if outcome.note:
+        task.say(f"{name}: {outcome.note}")
+    weights = outcome.model.state_dict()
+    return outcome.model, Finished(step=step, edits=outcome.edits, curve=outcome.curve, weights=weights)
+
+
+def _curve(score: Score | None, size: Size, done: Sequence[Finished]) -> tuple[Point, ...]:
+    """The original, then the networks that each step judged and what it came to."""
+    points = [Point(macs=size.macs, score=score.value, step="original")] if score else []
+    for finished in done:
+        step = finished.step
+        last = [Point(macs=step.after.macs, score=step.score.value, step=step.name)] if step.score else []
+        points += [*finished.curve, *last]
+    return tuple(points)
 
 
 def _first_run(model: nn.Module, arguments: tuple[Any, ...]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from edgedi.transforms.numbers import Numbers
+
 CHUNK = 32
 """Inputs in a batch where one tensor holds them all."""
+
+_END = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +45,57 @@ class Data:
         self._given, self.name, self._num_arguments, self._labelled = given, name, num_arguments, labelled
         if not isinstance(given, Iterable):
             raise TypeError(f"{name} is a {type(given).__name__}; give a tensor, a list of batches or a DataLoader")
-        if not isinstance(given, Tensor) and iter(given) is given:
+        if isinstance(given, Iterator):
             raise ValueError(f"{name} can be read only once; give a list or a DataLoader, which start anew each time")
-        first = next(iter(self), None)
+        with Numbers(0, self._generator).inside():
+            first = self._first()
+            again = self._first() if ordered else first
         if first is None or not first.size:
             raise ValueError(f"{name} is empty; give at least one batch")
-        if ordered and not _same(first, next(iter(self))):
+        if ordered and again is not None and not _same(first, again):
             raise ValueError(
                 f"{name} shuffles: its first batch is another one each time. Give it in a fixed order, as with "
                 "DataLoader(..., shuffle=False)"
             )
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = self._given.split(CHUNK) if isinstance(self._given, Tensor) else self._given
-        return map(self._batch, batches)
+        """In its order; one that shuffles, in the same order each time."""
+        return self._read(self._elements(), 0)
+
+    def epoch(self, seed: int) -> Iterator[Batch]:
+        """In a random order: the inputs of a tensor, the batches of a list. A loader decides by itself."""
+        generator = torch.Generator().manual_seed(seed)
+        if isinstance(self._given, Tensor):
+            order = torch.randperm(len(self._given), generator=generator)
+            return self._read((self._given[rows] for rows in order.split(CHUNK)), seed)
+        if isinstance(self._given, Sequence):
+            order = torch.randperm(len(self._given), generator=generator)
+            return self._read((self._given[int(place)] for place in order), seed)
+        return self._read(self._given, seed)
+
+    @property
+    def _generator(self) -> torch.Generator | None:
+        """That of a loader which has one of its own."""
+        found = getattr(self._given, "generator", None)
+        return found if isinstance(found, torch.Generator) else None
+
+    def _first(self) -> Batch | None:
+        return next(map(self._batch, self._elements()), None)
+
+    def _elements(self) -> Iterable[Any]:
+        return self._given.split(CHUNK) if isinstance(self._given, Tensor) else self._given
+
+    def _read(self, elements: Iterable[Any], seed: int) -> Iterator[Batch]:
+        """What a loader draws while it is read are numbers of ``seed``; nobody else's change."""
+        numbers = Numbers(seed, self._generator)
+        with numbers.inside():
+            iterator = iter(elements)
+        while True:
+            with numbers.inside():
+                element = next(iterator, _END)
+            if element is _END:
+                return
+            yield self._batch(element)
 
     def _batch(self, element: Any) -> Batch:
         if isinstance(element, Tensor) and self._num_arguments == 1 and not self._labelled:

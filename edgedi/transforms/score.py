@@ -60,12 +60,21 @@ def judge_by_metric(metric: Metric, validate: Any) -> Judge:
 
     def judge(model: nn.Module) -> Score:
         with torch.no_grad():
-            value = metric(_evaluating(model), validate)
-        if not isinstance(value, (int, float, Tensor)) or not math.isfinite(float(value)):
-            raise ValueError(f"metric gave {value!r}; it must give a finite number, more for a better network")
-        return Score(value=float(value))
+            given = metric(_evaluating(model), validate)
+        value = _number(given)
+        if not math.isfinite(value):
+            raise ValueError(f"metric gave {given!r}; it must give a finite number, more for a better network")
+        return Score(value=value)
 
     return judge
+
+
+def _number(given: Any) -> float:
+    """As a float, also from a tensor or array of one; not a number where it is none."""
+    try:
+        return math.nan if isinstance(given, str) else float(given)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
 
 
 def judge_by_likeness(original: nn.Module, data: Data) -> Judge:
@@ -74,17 +83,20 @@ def judge_by_likeness(original: nn.Module, data: Data) -> Judge:
     Of classes, [batch, classes]: the share of inputs with the same greatest class. Of anything else, 1 less the squared
     difference over the squared deviation from the mean: 1 for the same answers, 0 for ones as good as a constant.
     """
-    answers = [_leaves(answer_to(original, batch)) for batch in data]
-    if _is_classes(answers):
+    batches = list(data)  # once: they may come in another order each time
+    answers = [leaves_of(answer_to(original, batch)) for batch in batches]
+    if is_classes(answers):
         classes = [answer[0].argmax(1) for answer in answers]
 
         def judge(model: nn.Module) -> Score:
-            return _share_right(model, zip(data, classes, strict=True))
+            return _share_right(model, zip(batches, classes, strict=True))
     else:
         spread = sum(float((leaf.double() - leaf.double().mean()).square().sum()) for a in answers for leaf in a)
 
         def judge(model: nn.Module) -> Score:
-            pairs = ((_leaves(answer_to(model, batch)), answer) for batch, answer in zip(data, answers, strict=True))
+            pairs = (
+                (leaves_of(answer_to(model, batch)), answer) for batch, answer in zip(batches, answers, strict=True)
+            )
             off = sum(
                 float((a.double() - b.double()).square().sum())
                 for ours, theirs in pairs
@@ -105,18 +117,20 @@ def _evaluating(model: nn.Module) -> nn.Module:
     return model.eval() if model.training else model
 
 
-def _leaves(answer: Any) -> list[Tensor]:
+def leaves_of(answer: Any) -> list[Tensor]:
+    """The tensors of an answer that can be compared."""
     return [leaf for leaf in pytree.tree_leaves(answer) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def _is_classes(answers: Sequence[Sequence[Tensor]]) -> bool:
+def is_classes(answers: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether each answer is one tensor [batch, classes]."""
     return all(len(answer) == 1 and answer[0].dim() == 2 and answer[0].shape[1] > 1 for answer in answers)
 
 
 def _share_right(model: nn.Module, pairs: Iterable[tuple[Batch, Any]]) -> Score:
     right = count = 0
     for batch, given in pairs:
-        answer = _leaves(answer_to(model, batch))
+        answer = leaves_of(answer_to(model, batch))
         if not answer or answer[0].dim() < 2:
             raise ValueError("accuracy needs an output [batch, classes, ...]; pass metric=callable for other answers")
         found, labels = answer[0].argmax(1), torch.as_tensor(given)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from edgedi.transforms.data import Data
 from edgedi.transforms.score import Judge, Score
+from edgedi.transforms.store import NOWHERE, Store
 
 Say = Callable[[str], None]
 Loss = Callable[[Any, Any], Tensor]
@@ -20,9 +21,12 @@ Loss = Callable[[Any, Any], Tensor]
 class Budget:
     """Seconds from now on; ``None`` is without end. ``clock`` is an argument for tests."""
 
-    def __init__(self, seconds: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, seconds: float | None, clock: Callable[[], float] = time.monotonic, *, used_s: float = 0.0
+    ) -> None:
+        """``used_s``: seconds that an earlier run, which this one goes on from, took already."""
         self.seconds, self._clock = seconds, clock
-        self._started_s = clock()
+        self._started_s = clock() - used_s
 
     @property
     def used_s(self) -> float:
@@ -34,11 +38,18 @@ class Budget:
         """Seconds left, infinite without end, never below 0."""
         return float("inf") if self.seconds is None else max(0.0, self.seconds - self.used_s)
 
+    def part(self, seconds: float | None) -> Budget:
+        """So many seconds from now on by the same clock, and no more than are left here."""
+        left_s = None if self.seconds is None else self.left_s
+        given = [value for value in (seconds, left_s) if value is not None]
+        return Budget(min(given, default=None), self._clock)
+
 
 class Edit(Protocol):
     """One change of a network's structure, as a value: kept in a checkpoint, and done again when a run goes on.
 
-    Weights are not part of it.
+    A frozen dataclass whose fields are numbers, text, tensors, tuples, lists and dicts of them, or dataclasses of its
+    kind; all of them named in ``edits.EDITS``. Weights are not part of it.
     """
 
     def apply(self, model: nn.Module, arguments: tuple[Any, ...]) -> nn.Module:
@@ -80,6 +91,8 @@ class Task:
     """``None``: each layer its own, 4 or 8."""
     method: str = "reconstruct"
     seed: int = 0
+    store: Store = NOWHERE
+    """Where a step may keep what it has so far, in slots of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

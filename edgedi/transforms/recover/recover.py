@@ -1,0 +1,186 @@
+"""The step "recover": training brings back what cutting cost, and so allows for cutting deeper."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from edgedi.errors import CompactionError
+from edgedi.transforms.edits import plain_of, redo, value_of
+from edgedi.transforms.measure import measured
+from edgedi.transforms.recover.distil import distil
+from edgedi.transforms.recover.search import Trial, next_macs, share_of
+from edgedi.transforms.store import Slot
+from edgedi.transforms.task import Budget, Edit, Outcome, Point, Task
+
+STEPS_WITHOUT_BUDGET = 1000
+"""So many steps has a training where ``budget_s`` is not given."""
+
+NarrowTo = Callable[[nn.Module, Task, int], Outcome]
+"""``narrow_to(model, task, macs)``: the network with narrower layers, which costs about ``macs``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """A network on the way, and the edits from the one that came in."""
+
+    model: nn.Module
+    edits: tuple[Edit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """What the search for the smallest network that scores enough has so far."""
+
+    held: Network
+    """The smallest that did."""
+    tried: Network | None = None
+    """The one under training, as it was cut."""
+    until_s: float | None = None
+    """Second of the budget at which its training ends."""
+    trials: tuple[Trial, ...] = ()
+    curve: tuple[Point, ...] = ()
+
+
+def recover_step(model: nn.Module, task: Task) -> Outcome:
+    """The step."""
+    return recover(model, task, None)
+
+
+def recover(model: nn.Module, task: Task, narrow_to: NarrowTo | None) -> Outcome:
+    """With a target, or nothing to cut or judge by: ``model`` trained. Else the smallest network that scores enough."""
+    if narrow_to is None or task.judge is None or task.target_macs is not None:
+        return _trained(model, task)
+    return _smallest(model, task, narrow_to)
+
+
+def _trained(model: nn.Module, task: Task) -> Outcome:
+    """``model`` trained for what is left of the budget; as it came where that made it no better."""
+    small = _distilled(model, task, task.budget, task.store.slot("training"))
+    if small is None:
+        return Outcome(model=model, note=_FAILED)
+    if task.judge is None:
+        return Outcome(model=small)
+    before, after = task.judge(model).value, task.judge(small).value
+    curve = (Point(macs=_macs(model, task), score=before, step="before training"),)
+    if after < before:
+        return Outcome(model=model, note=f"training was of no use: {before:.4g} -> {after:.4g}", curve=curve)
+    return Outcome(model=small, curve=curve)
+
+
+_FAILED = "training failed, and the network was left as it was"
+
+
+def _smallest(model: nn.Module, task: Task, narrow_to: NarrowTo) -> Outcome:
+    slot, start = task.store.slot("search"), _macs(model, task)
+    last = _load(slot, model, task)
+    while (further := _further(last, start, task, narrow_to, slot)) is not None:
+        last = further
+    held = sum(trial.held for trial in last.trials)
+    return Outcome(
+        model=last.held.model,
+        edits=last.held.edits,
+        note=f"of {len(last.trials)} networks trained, {held} scored enough",
+        curve=last.curve,
+    )
+
+
+def _further(search: Search, start: int, task: Task, narrow_to: NarrowTo, slot: Slot) -> Search | None:
+    """The search after one more network; ``None`` where it is over."""
+    if search.tried is None:
+        cut = _cut(search, start, task, narrow_to)
+        if cut is None:
+            return None
+        search = cut
+        _save(slot, search)
+    tried, budget = search.tried or search.held, task.budget
+    if search.until_s is not None:
+        budget = budget.part(search.until_s - budget.used_s)
+    small = _distilled(tried.model, task, budget, task.store.slot(f"training-{len(search.trials)}"))
+    score = None if small is None or task.judge is None else task.judge(small).value
+    held, macs = score is not None and score >= task.least_score, _macs(tried.model, task)
+    task.say(f"recover: {macs:,} MACs score {score}, {'enough' if held else 'too little'}")
+    after = Search(
+        held=Network(model=small, edits=tried.edits) if held and small is not None else search.held,
+        trials=(*search.trials, Trial(macs=macs, held=held)),
+        curve=(*search.curve, *([] if score is None else [Point(macs=macs, score=score, step="recover")])),
+    )
+    _save(slot, after)
+    return after
+
+
+def _cut(search: Search, start: int, task: Task, narrow_to: NarrowTo) -> Search | None:
+    """With the next network to be tried; ``None`` where there is none, or no time."""
+    macs, left_s = next_macs(start, search.trials), task.budget.left_s
+    if macs is None or left_s <= 0:
+        return None
+    until_s = None if task.budget.seconds is None else task.budget.used_s + share_of(left_s, search.trials)
+    if task.judge is not None and task.judge(search.held.model).value < task.least_score:
+        # What came in does not score enough: it is trained as it is, and cut further only if that helps.
+        return None if search.trials else replace(search, tried=search.held, until_s=until_s)
+    try:
+        outcome = narrow_to(search.held.model, task, macs)
+    except CompactionError:  # nothing that narrow is left to be had
+        return None
+    if _macs(outcome.model, task) >= _macs(search.held.model, task):
+        return None
+    tried = Network(model=outcome.model, edits=(*search.held.edits, *outcome.edits))
+    return replace(search, tried=tried, until_s=until_s)
+
+
+def _distilled(model: nn.Module, task: Task, budget: Budget, slot: Slot) -> nn.Module | None:
+    """``model`` trained; ``None`` where that failed."""
+    assert task.train is not None
+    endless = budget.seconds is None
+    try:
+        return distil(
+            model, task.original, task.train, num_steps=STEPS_WITHOUT_BUDGET if endless else None,
+            budget=None if endless else budget, loss=task.loss, seed=task.seed, judge=task.judge, slot=slot,
+            say=lambda line: task.say(f"recover: {line}"),
+        )  # fmt: skip
+    except CompactionError as error:
+        task.say(f"recover: {error}")
+        return None
+
+
+def _macs(model: nn.Module, task: Task) -> int:
+    return measured(model, task.arguments)[2].macs
+
+
+def _save(slot: Slot, search: Search) -> None:
+    networks = {"held": search.held, "tried": search.tried}
+    slot.save(
+        {
+            **{name: network and _plain(network) for name, network in networks.items()},
+            "until_s": search.until_s,
+            "trials": [asdict(trial) for trial in search.trials],
+            "curve": [asdict(point) for point in search.curve],
+        }
+    )
+
+
+def _plain(network: Network) -> dict[str, Any]:
+    return {"edits": plain_of(network.edits), "weights": network.model.state_dict()}
+
+
+def _load(slot: Slot, model: nn.Module, task: Task) -> Search:
+    """As ``_save`` left it, or at the start."""
+    state = slot.load()
+    if state is None:
+        return Search(held=Network(model=model))
+
+    def network(plain: dict[str, Any]) -> Network:
+        edits = value_of(plain["edits"])
+        return Network(model=redo(copy.deepcopy(model), task.arguments, edits, plain["weights"]), edits=edits)
+
+    return Search(
+        held=network(state["held"]),
+        tried=state["tried"] and network(state["tried"]),
+        until_s=state["until_s"],
+        trials=tuple(Trial(**trial) for trial in state["trials"]),
+        curve=tuple(Point(**point) for point in state["curve"]),
+    )
