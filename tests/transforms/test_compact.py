@@ -283,8 +283,8 @@ def test_what_is_no_model_and_what_is_no_input():
 
 
 def test_steps_that_do_not_exist():
-    with pytest.raises(ValueError, match="steps hold 'prune', 'scar'; there is 'simplify'"):
-        compact(planted(), image(), steps=("simplify", "prune", "scar"))
+    with pytest.raises(ValueError, match="steps hold 'shrink', 'fold'; there is 'simplify'"):
+        compact(planted(), image(), steps=("simplify", "shrink", "fold"))
     with pytest.raises(TypeError, match=r"steps is the string 'simplify'; give a tuple"):
         compact(planted(), image(), steps="simplify")
 

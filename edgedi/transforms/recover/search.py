@@ -32,7 +32,7 @@ def next_macs(start: int, trials: Sequence[Trial]) -> int | None:
     if cut < LEAST_CUT or len(trials) >= MOST_TRIALS:
         return None
     smallest = min([trial.macs for trial in trials if trial.held], default=start)
-    return int(smallest * (1 - cut))
+    return round(smallest * (1 - cut))
 
 
 def share_of(budget_s: float, trials: Sequence[Trial]) -> float:
