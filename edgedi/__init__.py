@@ -1,7 +1,8 @@
 """edgedi: one neural network on several edge devices together, with the same answer.
 
 ``distribute`` splits a network's feature maps over workers that exchange halos, ``compact`` takes out of a network what
-its answer does not need. Names load when first used, so that a module without torch can be imported without torch.
+its answer does not need, ``save`` and ``load`` keep it in files without code. Names load when first used, so that a
+module without torch can be imported without torch.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from edgedi.runtime.session.distribute import distribute
     from edgedi.runtime.session.session import Session
     from edgedi.transforms.compact import compact
+    from edgedi.transforms.saved.folder import load, save
 
 _HOMES = {
     "capture": "edgedi.partition.capture",
@@ -37,11 +39,13 @@ _HOMES = {
     "Session": "edgedi.runtime.session.session",
     "distribute": "edgedi.runtime.session.distribute",
     "compact": "edgedi.transforms.compact",
+    "load": "edgedi.transforms.saved.folder",
+    "save": "edgedi.transforms.saved.folder",
 }
 
 __all__ = [
-    "ClusterProfile", "LayerGraph", "Placement", "Plan", "Session", "capture", "compact", "distribute", "lower",
-    "place", "plan", "planners", "simulate",
+    "ClusterProfile", "LayerGraph", "Placement", "Plan", "Session", "capture", "compact", "distribute", "load",
+    "lower", "place", "plan", "planners", "save", "simulate",
 ]  # fmt: skip
 
 

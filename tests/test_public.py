@@ -1,4 +1,4 @@
-"""The surface cannot grow by accident: the public names, and every option of the three commands, are written here."""
+"""The surface cannot grow by accident: the public names, and every option of the commands, are written here."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 
 import edgedi
 from edgedi import errors
-from edgedi.cli import bench, keygen, worker
+from edgedi.cli import bench, compact, keygen, worker
 from edgedi.runtime.session.session import Session
 
 ROOT = Path(__file__).parent.parent
 
 NAMES = {
-    "ClusterProfile", "LayerGraph", "Placement", "Plan", "Session", "capture", "compact", "distribute", "lower",
-    "place", "plan", "planners", "simulate",
+    "ClusterProfile", "LayerGraph", "Placement", "Plan", "Session", "capture", "compact", "distribute", "load",
+    "lower", "place", "plan", "planners", "save", "simulate",
 }  # fmt: skip
 DISTRIBUTE = {
     "model": inspect.Parameter.empty,
@@ -73,13 +73,17 @@ OPTIONS = {
         "--against", "--rounds", "--repeat", "--threads", "--key", "--json", "--counts", "--html",
         "--share", "--testbed",
     },
+    "edgedi-compact": {
+        "--help", "--version", "--model", "--data", "--input", "--out", "--force", "--steps", "--tolerance", "--seed",
+    },
 }  # fmt: skip
 PARSERS = {
     "edgedi-worker": worker.parser,
     "edgedi-keygen": keygen.build_parser,
     "edgedi-bench": bench.parser,
+    "edgedi-compact": compact.parser,
 }
-MODULES = {"edgedi-worker": "worker", "edgedi-keygen": "keygen", "edgedi-bench": "bench"}
+MODULES = {"edgedi-worker": "worker", "edgedi-keygen": "keygen", "edgedi-bench": "bench", "edgedi-compact": "compact"}
 
 
 def long_options(parser: argparse.ArgumentParser) -> set[str]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from edgedi.bench.words import like
 
 SEED = 0
 _SHORT = {"torchvision": "torchvision.models"}
@@ -24,22 +25,28 @@ def load_network(name: str) -> nn.Module:
     ``torchvision:NAME`` is short for ``torchvision.models:NAME``. Modules of the current folder are found too.
     ``ValueError`` says what of the name is wrong.
     """
-    build = _find(name)
-    torch.manual_seed(SEED)
-    try:
-        network = build()
-    except Exception as error:
-        reason = f"calling it without arguments raised {type(error).__name__}: {error}"
-        raise ValueError(f"--model {name}: {reason}") from error
+    network = result_of(name, "--model")
     if not isinstance(network, nn.Module):
         raise ValueError(f"--model {name}: it returned a {type(network).__name__}, not a torch.nn.Module")
     return network.eval()
 
 
-def _find(name: str) -> Callable[[], Any]:
+def result_of(name: str, option: str) -> Any:
+    """What ``module:callable`` returns; ``option`` is where the name was given, for errors."""
+    build = _find(name, option)
+    torch.manual_seed(SEED)
+    try:
+        return build()
+    except Exception as error:  # a user's own code may raise anything
+        reason = f"calling it without arguments raised {type(error).__name__}: {error}"
+        raise ValueError(f"{option} {name}: {reason}") from error
+
+
+def _find(name: str, option: str) -> Callable[[], Any]:
     module_name, _, attribute = name.partition(":")
+    forms = "torchvision:NAME or module:callable" if option == "--model" else "module:callable"
     if not module_name or not attribute:
-        raise ValueError(f"--model {name!r}: write torchvision:NAME or module:callable")
+        raise ValueError(f"{option} {name!r}: write {forms}")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     module_name = _SHORT.get(module_name, module_name)
@@ -47,18 +54,12 @@ def _find(name: str) -> Callable[[], Any]:
         module = importlib.import_module(module_name)
     except ImportError as error:
         near = like(module_name, (found.name for found in pkgutil.iter_modules()))
-        raise ValueError(f"--model {name}: module {module_name} does not import: {error}{near}") from error
+        raise ValueError(f"{option} {name}: module {module_name} does not import: {error}{near}") from error
     found = getattr(module, attribute, None)
     if not callable(found):
         near = like(attribute, (each for each in dir(module) if not each.startswith("_")))
-        raise ValueError(f"--model {name}: {module_name} has no callable {attribute!r}{near}")
+        raise ValueError(f"{option} {name}: {module_name} has no callable {attribute!r}{near}")
     return found
-
-
-def like(wrong: str, names: Iterable[str]) -> str:
-    """What may have been meant, as the end of a sentence; nothing where no name is near."""
-    close = difflib.get_close_matches(wrong, list(names), n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def random_input(shape: tuple[int, ...]) -> Tensor:

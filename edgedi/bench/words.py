@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
 
 from edgedi.bench.numbers import Ratio
 from edgedi.bench.report import Report
@@ -21,6 +22,12 @@ def megabytes(count: float) -> str:
             value = count / size
             return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
     return f"{count:.0f} B"
+
+
+def like(wrong: str, names: Iterable[str]) -> str:
+    """What may have been meant, as the end of a sentence; nothing where no name is near."""
+    close = difflib.get_close_matches(wrong, list(names), n=3)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def ratio_text(ratio: Ratio) -> str:

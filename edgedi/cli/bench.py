@@ -10,12 +10,12 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from edgedi.bench.settings import DEFAULT_ROUNDS, DEFAULT_STREAM, ENGINE_NAMES, Settings
 from edgedi.bench.testbed.spec import Spec
 from edgedi.bench.testbed.specs import find_spec, ready_specs
+from edgedi.cli.options import interrupt, names, positive, shapes
 from edgedi.errors import EdgediError
 from edgedi.partition.planners import planners
 from edgedi.partition.throughput import OBJECTIVES
@@ -47,9 +47,9 @@ def parser() -> argparse.ArgumentParser:
     what = made.add_mutually_exclusive_group(required=True)
     what.add_argument("--demo", action="store_true", help="three networks on two local workers; nothing to download")
     what.add_argument("--model", metavar="NAME", help="torchvision:resnet50, or module:callable that returns a model")
-    made.add_argument("--input", type=_shapes, metavar="SHAPE", help="such as 1x3x224x224 (default); several by commas")
+    made.add_argument("--input", type=shapes, metavar="SHAPE", help="such as 1x3x224x224 (default); several by commas")
     where = made.add_mutually_exclusive_group()
-    where.add_argument("--local", type=_positive, metavar="N", help="start N local workers (default 2)")
+    where.add_argument("--local", type=positive, metavar="N", help="start N local workers (default 2)")
     where.add_argument("--workers", type=_addresses, metavar="HOST:PORT,...", help="use workers that run already")
     made.add_argument("--share", action="store_true", default=None, help="this process computes too: as the first of "
                       "the --local workers, or besides --workers")  # fmt: skip
@@ -62,11 +62,11 @@ def parser() -> argparse.ArgumentParser:
                       "throughput, requests a second of a stream")  # fmt: skip
     made.add_argument("--against", type=_engines, metavar="NAME,...", help=f"of {', '.join(ENGINE_NAMES)}, or none "
                       "(default: those that are installed)")  # fmt: skip
-    made.add_argument("--rounds", type=_positive, default=DEFAULT_ROUNDS, metavar="N",
+    made.add_argument("--rounds", type=positive, default=DEFAULT_ROUNDS, metavar="N",
                       help="turns of every contender (default %(default)s)")  # fmt: skip
-    made.add_argument("--repeat", type=_positive, metavar="N", help="requests in a turn: they count as their median "
+    made.add_argument("--repeat", type=positive, metavar="N", help="requests in a turn: they count as their median "
                       f"(default 1), for throughput as their mean (default {DEFAULT_STREAM})")  # fmt: skip
-    made.add_argument("--threads", type=_positive, metavar="N", help="threads, and cores, of each local worker and "
+    made.add_argument("--threads", type=positive, metavar="N", help="threads, and cores, of each local worker and "
                       "each engine (default 1)")  # fmt: skip
     made.add_argument("--key", metavar="FILE", help="your key pair, for workers that ask for one")
     made.add_argument("--counts", type=_counts, metavar="K,...", help="run the planners with the first K workers only, "
@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; return an exit code, see ``parser``."""
     arguments = _read(argv)
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         _check_writable(arguments.json)
         _check_writable(arguments.html)
@@ -119,10 +119,6 @@ def _check_testbed(made: argparse.ArgumentParser, arguments: argparse.Namespace)
             made.error(f"--testbed does not take --{name}: {reason}")
     if arguments.objective == "throughput":
         made.error("--testbed does not take --objective throughput yet: streams are measured on local or given workers")
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -233,21 +229,8 @@ def _end(path: Path | None, text: Callable[[], str], *, same: bool) -> int:
 # --- reading options --------------------------------------------------------------------------------------------------
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
-    return int(text)
-
-
-def _shapes(text: str) -> tuple[tuple[int, ...], ...]:
-    shapes = tuple(tuple(part.split("x")) for part in text.split(","))
-    if not all(length.isdecimal() and int(length) > 0 for shape in shapes for length in shape):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a shape such as 1x3x224x224, or several joined by commas")
-    return tuple(tuple(int(length) for length in shape) for shape in shapes)
-
-
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(sorted({_positive(part) for part in text.split(",")}))
+    return tuple(sorted({positive(part) for part in text.split(",")}))
 
 
 def _addresses(text: str) -> tuple[str, ...]:
@@ -265,19 +248,11 @@ def _testbed(text: str) -> Spec:
 
 
 def _planners(text: str) -> tuple[str, ...]:
-    return _names(text, planners())
+    return names(text, planners())
 
 
 def _engines(text: str) -> tuple[str, ...]:
-    return () if text == "none" else _names(text, ENGINE_NAMES)
-
-
-def _names(text: str, accepted: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    for name in names:
-        if name not in accepted:
-            raise argparse.ArgumentTypeError(f"there is no {name!r}; accepted are {', '.join(accepted)}")
-    return names
+    return () if text == "none" else names(text, ENGINE_NAMES)
 
 
 if __name__ == "__main__":

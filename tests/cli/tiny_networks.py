@@ -38,3 +38,48 @@ def broken() -> nn.Module:
 
 def number() -> int:
     return 3
+
+
+# --- data for edgedi-compact ------------------------------------------------------------------------------------------
+
+
+def dead() -> nn.Module:
+    """[1, 3, 16, 16] -> [1, 5], with a channel that is zero whatever the input."""
+    model = chain()
+    with torch.no_grad():
+        model[0].weight[3] = 0
+        model[0].bias[3] = -1
+    return model
+
+
+def scored() -> dict[str, object]:
+    """Images with labels that ``dead`` gives, and another metric."""
+    images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return {"validate": [(images, dead().eval()(images).argmax(1))], "example_inputs": images[:1]}
+
+
+class Described:
+    """The same as an object."""
+
+    def __init__(self) -> None:
+        for name, value in scored().items():
+            setattr(self, name, value)
+        self.metric = lambda model, batches: -float(model(batches[0][0]).detach().square().mean())
+
+
+def misspelt() -> dict[str, object]:
+    return {"validat": []}
+
+
+def nothing() -> dict[str, object]:
+    return {"metric": "accuracy"}
+
+
+def foreign() -> nn.Module:
+    """A network that cannot be saved: its answer is of a class of its own."""
+
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))
+
+    return Odd()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -132,7 +134,7 @@ def _numbered(arguments: Any) -> Any:
 
 def _calls(functional: Any, known: Known) -> tuple[Call, ...]:
     return tuple(
-        _saying(_where(node), lambda node=node: _call(node, known))
+        _saying(_where(node), partial(_call, node, known))
         for node in functional.graph.nodes
         if node.op == "call_function" and not str(node.target).startswith("aten._assert")
     )
@@ -188,8 +190,12 @@ def _structure(value: Any, known: Known) -> Any:
     """Of inputs and outputs, where tuples and lists are told apart."""
     if isinstance(value, _Input):
         return {"input": value.number}
-    if isinstance(value, dict) and all(isinstance(key, (str, int)) for key in value):
-        return {"dict": [[key, _structure(each, known)] for key, each in value.items()]}
+    if type(value) in (dict, OrderedDict) and all(isinstance(key, (str, int)) for key in value):
+        return {
+            "dict" if type(value) is dict else "ordered": [
+                [key, _structure(each, known)] for key, each in value.items()
+            ]
+        }
     if type(value) is tuple:
         return {"tuple": [_structure(each, known) for each in value]}
     if type(value) is list:

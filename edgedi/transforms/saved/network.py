@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -132,8 +133,9 @@ def _decoded(argument: Any) -> Any:
     ((kind, content),) = argument.items()
     if kind == "tuple":
         return tuple(_decoded(each) for each in content)
-    if kind == "dict":
-        return {key: _decoded(value) for key, value in content}
+    if kind in ("dict", "ordered"):
+        pairs = [(key, _decoded(value)) for key, value in content]
+        return dict(pairs) if kind == "dict" else OrderedDict(pairs)
     if kind in ("of", "input", "weight"):
         return _Reference(kind, content)
     return float(content) if kind == "float" else _torch_value(kind, content)

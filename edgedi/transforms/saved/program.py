@@ -2,7 +2,8 @@
 
 An argument is a number, text, a truth value, ``None``, a list of arguments, or a dictionary with one key that says what
 it is: ``{"of": call}`` an earlier call's result, ``{"input": 0}``, ``{"weight": name}``, ``{"tuple": [...]}``,
-``{"dict": [[key, value], ...]}``, ``{"float": "inf"}``, and torch's own kinds, ``{"dtype": "float32"}`` and the like.
+``{"dict": [[key, value], ...]}``, likewise ``"ordered"`` for an ``OrderedDict``, ``{"float": "inf"}``, and torch's own
+kinds, ``{"dtype": "float32"}`` and the like.
 """
 
 from __future__ import annotations
@@ -16,10 +17,8 @@ from typing import Any
 FORMAT, VERSION = "edgedi-program", 1
 GETITEM = "getitem"
 _OPERATOR = re.compile(r"aten\.[a-zA-Z_]\w*\.\w+")
-_KINDS = frozenset("of input weight tuple dict float dtype device layout memory_format".split())
-_FIELDS = frozenset(
-    "format version model torch weights_sha256 inputs tensors weights parameters calls output".split()
-)
+_KINDS = frozenset("of input weight tuple dict ordered float dtype device layout memory_format".split())
+_FIELDS = frozenset("format version model torch weights_sha256 inputs tensors weights parameters calls output".split())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +96,7 @@ def references(argument: Any) -> Iterator[tuple[str, Any]]:
             yield kind, content
         elif kind == "tuple":
             yield from references(content)
-        elif kind == "dict":
+        elif kind in ("dict", "ordered"):
             yield from references([value for _, value in content])
 
 
@@ -149,7 +148,7 @@ def _check_kinds(argument: Any, where: str) -> None:
         ((kind, content),) = argument.items()
         if kind == "tuple":
             inside = content
-        elif kind == "dict":
+        elif kind in ("dict", "ordered"):
             pairs = isinstance(content, list) and all(isinstance(p, list) and len(p) == 2 for p in content)
             _check(pairs and all(isinstance(key, (str, int)) for key, _ in content), f"{where}: dictionary")
             inside = [value for _, value in content]
