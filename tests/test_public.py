@@ -75,6 +75,7 @@ OPTIONS = {
     },
     "edgedi-compact": {
         "--help", "--version", "--model", "--data", "--input", "--out", "--force", "--steps", "--tolerance", "--seed",
+        "--budget", "--checkpoint",
     },
 }  # fmt: skip
 PARSERS = {

@@ -19,10 +19,10 @@ from edgedi.errors import EdgediError
 from edgedi.runtime.version import software_version
 
 WRONG_USE, INTERRUPTED = 2, 130
-DATA = ("calibration", "validate")
+DATA = ("calibration", "train", "validate")
 """What --data may give, besides ``BESIDES``: at least one of these."""
-BESIDES = ("metric", "example_inputs")
-_OPTIONS = ("steps", "tolerance", "seed")
+BESIDES = ("metric", "loss", "example_inputs")
+_OPTIONS = ("steps", "tolerance", "budget_s", "seed", "checkpoint")
 """Those that are handed on as they are, where they were given."""
 _DEFAULT_SHAPE = (1, 3, 224, 224)
 
@@ -49,6 +49,10 @@ def parser() -> argparse.ArgumentParser:
                       "there is data for)")  # fmt: skip
     made.add_argument("--tolerance", type=_fall, metavar="NUMBER", help="by how much the metric may fall (default 0; "
                       "0.01 is one point of accuracy)")  # fmt: skip
+    made.add_argument("--budget", type=_seconds, dest="budget_s", metavar="SECONDS", help="how long it may take "
+                      "(default: as long as training needs)")  # fmt: skip
+    made.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="keep what there is, after each step and once "
+                      "a minute; the same command goes on there after a kill")  # fmt: skip
     made.add_argument("--seed", type=_whole, metavar="N", help="same seed, same result (default 0)")
     made.add_argument("--version", action="version", version=f"edgedi {software_version()}")
     return made
@@ -162,13 +166,24 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _fall(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _number(text)
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
     return value
+
+
+def _seconds(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _whole(text: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import edgedi
 from edgedi.cli.compact import main
@@ -71,6 +72,21 @@ def test_data_is_a_dictionary_or_an_object(data: str, score: float | None, tmp_p
     assert [point["step"] for point in found["curve"]] == ["original", "simplify"]
 
 
+def test_a_network_is_trained_within_its_budget_and_goes_on_from_a_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    options = ("--model", "tiny_networks:dead", "--data", "tiny_networks:taught", "--budget", "2")
+    kept = ("--checkpoint", str(tmp_path / "kept"))
+    found = run(*options, *kept, out=tmp_path / "one")
+    assert [step["name"] for step in found["steps"]] == ["simplify", "recover"]
+    capsys.readouterr()
+    again = run(*options, *kept, out=tmp_path / "two")
+    assert "edgedi-compact: recover: done before, from the checkpoint" in capsys.readouterr().err
+    assert again == found
+    one, two = (load_file(tmp_path / name / WEIGHTS) for name in ("one", "two"))
+    assert all(torch.equal(one[name], tensor) for name, tensor in two.items())
+
+
 def test_a_folder_with_something_in_it_is_left_alone_without_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "note.txt").write_text("mine")
     assert main([*DEAD, "--out", str(tmp_path)]) == 2
@@ -97,6 +113,8 @@ def test_a_folder_with_something_in_it_is_left_alone_without_force(tmp_path: Pat
         ([*DEAD, "--tolerance", "little"], ["'little' is not a number from 0 up"]),
         ([*DEAD, "--tolerance", "-1"], ["'-1' is not a number from 0 up"]),
         ([*DEAD, "--tolerance", "nan"], ["'nan' is not a number from 0 up"]),
+        ([*DEAD, "--budget", "0"], ["'0' is not a number of seconds above 0"]),
+        ([*DEAD, "--budget", "1h"], ["'1h' is not a number of seconds above 0"]),
         ([*DEAD, "--seed", "1.5"], ["'1.5' is not a whole number from 0 up"]),
     ],
 )
@@ -124,6 +142,7 @@ def test_a_wrong_option_says_what_is_accepted(options: list[str], words: list[st
         ([*DEAD, "--data", "tiny_networks:number"], ["a int without data; give at least one of calibration"]),
         ([*DEAD, "--data", "tiny_networks:scored"], ["--input and example_inputs of --data are both given"]),
         ([*DEAD, "--steps", "simplfy"], ["--steps: there is no 'simplfy' among simplify", "did you mean simplify"]),
+        ([*DEAD, "--steps", "recover"], ["the step 'recover' needs data: pass train=..."]),
         (["--model", "tiny_networks:dead", "--input", "1x4x16x16"], ["does not take the example; give --input"]),
         (["--model", "tiny_networks:number"], ["returned a int"]),
     ],

@@ -58,6 +58,11 @@ def scored() -> dict[str, object]:
     return {"validate": [(images, dead().eval()(images).argmax(1))], "example_inputs": images[:1]}
 
 
+def taught() -> dict[str, object]:
+    """The same, with something to learn from."""
+    return {**scored(), "train": scored()["validate"]}
+
+
 class Described:
     """The same as an object."""
 
