@@ -30,15 +30,15 @@ FIRST_BATCHES = 8
 class Recipe:
     """How training is done."""
 
-    learning_rate: float = 0.02
+    learning_rate: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 1e-4
     longest_gradient: float = 5.0
     """Gradients are clipped to this norm."""
     warm_up_steps: int = 20
-    temperature: float = 2.0
-    blends: bool = True
-    """Whether inputs are blended; not where ``loss`` is given, as labels belong to the inputs as they are."""
+    temperature: float = 4.0
+    blends: float = 0.5
+    """The share of steps in which inputs are blended; none where ``loss`` is given, as labels belong to the inputs."""
     loss_share: float = 0.5
     """The weight of ``loss`` where it is given; the rest is the distance to the original's answers."""
     label_share: float = 0.0
@@ -96,7 +96,8 @@ class Training:
         return float(loss.detach())
 
     def _loss_of(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        blend = blend_of(batch, generator) if self._recipe.blends and self._loss is None else None
+        blends = self._loss is None and float(torch.rand((), generator=generator)) < self._recipe.blends
+        blend = blend_of(batch, generator) if blends else None
         arguments = batch.arguments if blend is None else blend.of(batch.arguments)
         with torch.no_grad():
             target = self._teacher(*arguments)
@@ -116,7 +117,7 @@ class Training:
     def _add_to_average(self, step: int) -> None:
         share = min(1.0, (self._recipe.average + 1) / (self._recipe.average + step))
         ours, theirs = (
-            [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+            [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
             for model in (self.average, self.student)
         )
         torch._foreach_lerp_(ours, theirs, share)
@@ -174,13 +175,15 @@ def distil(
     saved = slot.load() or {"schedule": {"steps_left": num_steps}, "place": {}}
     if "training" in saved:
         training.restore(saved["training"])
-    schedule = Schedule(**saved["schedule"]).resumed(budget.used_s if budget else 0.0)
-    reader = Reader(data, seed, **saved["place"])
+    clock = budget or Budget(None)
+    schedule = Schedule(**saved["schedule"]).resumed(clock.used_s)
+    reader, start = Reader(data, seed, **saved["place"]), (schedule.step, clock.used_s)
     while not schedule.done:
         value = training.step(reader.next(), schedule, generator_of(seed, "step", schedule.step))
         before, schedule = schedule, schedule.after_step()
         if schedule.part > before.part:
-            say(_line(schedule, value, judge(training.average) if judge else None, budget))
+            score = judge(training.average) if judge else None
+            say(_line(schedule, value, score, _left_s(schedule, start, clock.used_s)))
         if budget is not None and schedule.is_to_be_timed(before):
             schedule = schedule.timed(budget.used_s, budget.left_s)
         if slot.due:
@@ -189,8 +192,13 @@ def distil(
     return training.result()
 
 
-def _line(schedule: Schedule, loss: float, score: Score | None, budget: Budget | None) -> str:
+def _line(schedule: Schedule, loss: float, score: Score | None, left_s: float) -> str:
     """How the training is doing."""
     steps = f"step {schedule.step} of {schedule.step + (schedule.steps_left or 0)}, loss {loss:.4g}"
-    left = "" if budget is None else f", {budget.left_s:.0f} s left"
-    return steps + ("" if score is None else f", score {score}") + left
+    return steps + ("" if score is None else f", score {score}") + f", {left_s:.0f} s left"
+
+
+def _left_s(schedule: Schedule, start: tuple[int, float], used_s: float) -> float:
+    """Seconds to go at the pace since ``start``, a step and the second in which it began."""
+    each_s = (used_s - start[1]) / max(1, schedule.step - start[0])
+    return each_s * (schedule.steps_left or 0)
