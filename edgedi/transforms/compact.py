@@ -79,7 +79,9 @@ def compact(
         model, arguments, say, calibration=calibration, train=train, validate=validate, metric=metric, loss=loss,
         tolerance=tolerance, budget=budget, seed=seed,
     )  # fmt: skip
-    settings = {"steps": chosen, "tolerance": tolerance, "seed": seed, "budget_s": budget_s}
+    settings = {
+        "steps": chosen, "tolerance": tolerance, "seed": seed, "budget_s": budget_s, "metric": metric, "loss": loss,
+    }  # fmt: skip
     store = store_of(checkpoint, model, arguments, settings, task.validate)
     task = replace(task, budget=Budget(budget_s, used_s=budget.used_s + store.used_s()))
     slot, small, now = store.slot("finished"), model, size

@@ -144,7 +144,7 @@ def digest_of_model(model: nn.Module) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """Of plain values and tensors in lists, tuples and dicts."""
+    """Of plain values, tensors and callables in lists, tuples and dicts; a callable counts by its name."""
     sha = hashlib.sha256()
     leaves, structure = pytree.tree_flatten(value)
     sha.update(str(structure).encode())
@@ -152,7 +152,8 @@ def digest_of(value: Any) -> str:
         if isinstance(leaf, torch.Tensor):
             _add(sha, "", leaf)
         else:
-            sha.update(repr(leaf).encode() + b"\0")
+            named = getattr(leaf, "__qualname__", type(leaf).__qualname__) if callable(leaf) else repr(leaf)
+            sha.update(named.encode() + b"\0")
     return sha.hexdigest()
 
 

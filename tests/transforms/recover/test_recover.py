@@ -269,7 +269,11 @@ def test_the_checkpoint_of_another_run(original: nn.Module, options: dict[str, A
         other[0].weight[0, 0, 0, 0] += 1
     with pytest.raises(ValueError, match=r"finished\.pt is of another model"):
         compact(other, X, **given)
-    for changed in ({"seed": 1}, {"tolerance": 0.1}, {"steps": ()}, {"validate": batches_of(*blobs(300, seed=2))}):
+    data = batches_of(*blobs(300, seed=2))
+    for changed in (
+        {"seed": 1}, {"tolerance": 0.1}, {"steps": ()}, {"validate": data}, {"metric": lambda model, validate: 0.5},
+        {"loss": nn.functional.mse_loss},
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=r"finished\.pt is of a run with other arguments; remove the folder"):
             compact(original, X, **{**given, **changed})
     (tmp_path / "finished.pt").write_bytes(b"")
