@@ -11,31 +11,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgedi.partition.capture import capture
-    from edgedi.partition.graph import LayerGraph
-    from edgedi.partition.lowering import lower
-    from edgedi.partition.placement import Placement
-    from edgedi.partition.plan import Plan
-    from edgedi.partition.planners import plan, planners
-    from edgedi.partition.profile import ClusterProfile
-    from edgedi.partition.simulate import simulate
-    from edgedi.partition.throughput import place
+    from edgedi.partition.capture.capture import capture
+    from edgedi.partition.cost.profile import ClusterProfile
+    from edgedi.partition.graph.graph import LayerGraph
+    from edgedi.partition.plan.lowering import lower
+    from edgedi.partition.plan.placement import Placement
+    from edgedi.partition.plan.plan import Plan
+    from edgedi.partition.plan.simulate import simulate
+    from edgedi.partition.planners.by_name import plan, planners
+    from edgedi.partition.throughput.throughput import place
     from edgedi.runtime.session.distribute import distribute
     from edgedi.runtime.session.session import Session
     from edgedi.transforms.compact import compact
     from edgedi.transforms.saved.folder import load, save
 
 _HOMES = {
-    "capture": "edgedi.partition.capture",
-    "LayerGraph": "edgedi.partition.graph",
-    "lower": "edgedi.partition.lowering",
-    "Placement": "edgedi.partition.placement",
-    "Plan": "edgedi.partition.plan",
-    "place": "edgedi.partition.throughput",
-    "plan": "edgedi.partition.planners",
-    "planners": "edgedi.partition.planners",
-    "ClusterProfile": "edgedi.partition.profile",
-    "simulate": "edgedi.partition.simulate",
+    "capture": "edgedi.partition.capture.capture",
+    "LayerGraph": "edgedi.partition.graph.graph",
+    "lower": "edgedi.partition.plan.lowering",
+    "Placement": "edgedi.partition.plan.placement",
+    "Plan": "edgedi.partition.plan.plan",
+    "place": "edgedi.partition.throughput.throughput",
+    "plan": "edgedi.partition.planners.by_name",
+    "planners": "edgedi.partition.planners.by_name",
+    "ClusterProfile": "edgedi.partition.cost.profile",
+    "simulate": "edgedi.partition.plan.simulate",
     "Session": "edgedi.runtime.session.session",
     "distribute": "edgedi.runtime.session.distribute",
     "compact": "edgedi.transforms.compact",

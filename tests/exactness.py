@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from edgedi.partition.capture import Capture
-from edgedi.partition.graph import LayerGraph, TensorSpec
-from edgedi.partition.lowering import lower
-from edgedi.partition.plan import Plan
-from edgedi.partition.program import UNSPLIT, Piece
-from edgedi.partition.simulate import simulate
+from edgedi.partition.capture.capture import Capture
+from edgedi.partition.graph.graph import LayerGraph, TensorSpec
+from edgedi.partition.plan.lowering import lower
+from edgedi.partition.plan.plan import Plan
+from edgedi.partition.plan.program import UNSPLIT, Piece
+from edgedi.partition.plan.simulate import simulate
 from edgedi.runtime.execution.reference import InProcess
 
 TOLERANCE = {"float32": 2e-5, "float64": 1e-11}

@@ -26,9 +26,9 @@ import torch
 import torchvision
 
 from edgedi.errors import EdgediError
-from edgedi.partition.capture import capture_model
-from edgedi.partition.lowering import lower
-from edgedi.partition.simulate import split_flops
+from edgedi.partition.capture.capture import capture_model
+from edgedi.partition.plan.lowering import lower
+from edgedi.partition.plan.simulate import split_flops
 from edgedi.runtime.execution.reference import InProcess
 from tests.exactness import TOLERANCE, cast, check_argmax, own_rounding, whole_maps, worst_layer, worst_output
 from tests.networks import FAMILIES, ODD_SIZE, TRANSFORMERS, build, family_of, noise_for, sizes

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from edgedi.partition.axes import AXES, axis_dims
-from edgedi.partition.geometry import Interval, even_cuts, weighted_cuts
-from edgedi.partition.graph import LayerGraph
-from edgedi.partition.plan import HOME, Plan, Segment, reference
+from edgedi.partition.graph.axes import AXES, axis_dims
+from edgedi.partition.graph.geometry import Interval, even_cuts, weighted_cuts
+from edgedi.partition.graph.graph import LayerGraph
+from edgedi.partition.plan.plan import HOME, Plan, Segment, reference
 
 
 def axis_plan(graph: LayerGraph, num_workers: int, axis: str = "rows", *, depth: int = 4) -> Plan:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from edgedi.partition.axes import axis_dims
-from edgedi.partition.capture import Capture
-from edgedi.partition.geometry import Interval, Region, scale
-from edgedi.partition.graph import Layer, LayerGraph
-from edgedi.partition.program import Piece, Run
+from edgedi.partition.capture.capture import Capture
+from edgedi.partition.graph.axes import axis_dims
+from edgedi.partition.graph.geometry import Interval, Region, scale
+from edgedi.partition.graph.graph import Layer, LayerGraph
+from edgedi.partition.plan.program import Piece, Run
 from edgedi.runtime.kernels import fused
 from edgedi.runtime.kernels.prepare import Kernel, prepare
 from tests.exactness import relative

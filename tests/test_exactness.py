@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgedi.partition.capture import Capture, capture_model
-from edgedi.partition.lowering import lower
-from edgedi.partition.plan import Plan
-from edgedi.partition.simulate import split_flops
+from edgedi.partition.capture.capture import Capture, capture_model
+from edgedi.partition.plan.lowering import lower
+from edgedi.partition.plan.plan import Plan
+from edgedi.partition.plan.simulate import split_flops
 from edgedi.runtime.execution.reference import InProcess
 from tests.exactness import (
     TOLERANCE,

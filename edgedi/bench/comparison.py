@@ -25,8 +25,8 @@ from edgedi.bench.report import ONE_WORKER, Disturbance, Machine, Memory, Report
 from edgedi.bench.settings import Settings
 from edgedi.bench.testbed.start import Testbed
 from edgedi.errors import EdgediError
-from edgedi.partition.plan import Plan
-from edgedi.partition.program import ProgramSet
+from edgedi.partition.plan.plan import Plan
+from edgedi.partition.plan.program import ProgramSet
 from edgedi.runtime.session.distribute import distribute
 from edgedi.runtime.session.trace import Span
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from edgedi.bench.numbers import Ratio, Spread, spread, times_as_fast
 from edgedi.bench.settings import Settings
-from edgedi.partition.plan import HOME, Plan
-from edgedi.partition.program import ProgramSet, participant_name
-from edgedi.partition.simulate import simulate
+from edgedi.partition.plan.plan import HOME, Plan
+from edgedi.partition.plan.program import ProgramSet, participant_name
+from edgedi.partition.plan.simulate import simulate
 from edgedi.runtime.session.trace import Span
 
 ONE_WORKER = "single"

@@ -29,8 +29,8 @@ from edgedi.bench.numbers import Ratio, times_as_fast
 from edgedi.bench.progress import Teller
 from edgedi.bench.report import Machine, Result
 from edgedi.bench.settings import Settings
-from edgedi.partition.dealing import default_in_flight
-from edgedi.partition.placement import Placement
+from edgedi.partition.plan.placement import Placement
+from edgedi.partition.throughput.dealing import default_in_flight
 from edgedi.runtime.session.distribute import distribute
 from edgedi.runtime.session.session import Session
 

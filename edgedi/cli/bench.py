@@ -17,8 +17,8 @@ from edgedi.bench.testbed.spec import Spec
 from edgedi.bench.testbed.specs import find_spec, ready_specs
 from edgedi.cli.options import interrupt, names, positive, shapes
 from edgedi.errors import EdgediError
-from edgedi.partition.planners import planners
-from edgedi.partition.throughput import OBJECTIVES
+from edgedi.partition.planners.by_name import planners
+from edgedi.partition.throughput.throughput import OBJECTIVES
 from edgedi.runtime.version import software_version
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""From a network to proven programs: geometry, graph, operators, capture, cost, planners, lowering, simulation."""
+"""From a network to proven programs, in rooms; tests/test_layering.py says which may import which."""

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from edgedi.bench.numbers import times_as_fast
 from edgedi.bench.report import Disturbance, Machine, Memory, Report, Result, Single, Split, Traffic
 from edgedi.bench.settings import Settings
-from edgedi.partition.graph import LayerGraph
-from edgedi.partition.lowering import lower
-from edgedi.partition.plan import HOME
-from edgedi.partition.planners import plan as make_plan
-from edgedi.partition.profile import ClusterProfile
-from edgedi.partition.program import Run
-from edgedi.partition.simulate import simulate
+from edgedi.partition.cost.profile import ClusterProfile
+from edgedi.partition.graph.graph import LayerGraph
+from edgedi.partition.plan.lowering import lower
+from edgedi.partition.plan.plan import HOME
+from edgedi.partition.plan.program import Run
+from edgedi.partition.plan.simulate import simulate
+from edgedi.partition.planners.by_name import plan as make_plan
 from edgedi.runtime.session.trace import Span
 from tests.partition import graphs
 

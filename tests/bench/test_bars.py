@@ -28,7 +28,7 @@ from edgedi.bench.as_json import report_json
 from edgedi.bench.numbers import Ratio
 from edgedi.bench.settings import ENGINE_NAMES
 from edgedi.cli.bench import parser
-from edgedi.partition.planners import planners
+from edgedi.partition.planners.by_name import planners
 from tests.bench.reports import report
 
 CASE = Case(name="local x", options=LOCAL, model="a:b", least_speedup=1.4, least_share=0.1)

@@ -8,7 +8,7 @@ import pytest
 
 from edgedi.bench.report import Memory, link_bytes
 from edgedi.bench.words import caveats, megabytes, memory_remarks, ranges
-from edgedi.partition.plan import Plan
+from edgedi.partition.plan.plan import Plan
 from tests.bench.reports import ENGINE, EQUAL, ONE, TWO, report, split
 from tests.partition import graphs
 

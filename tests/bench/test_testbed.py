@@ -26,8 +26,8 @@ from edgedi.bench.testbed.spec import Link
 from edgedi.bench.testbed.specs import parse_spec
 from edgedi.bench.testbed.start import Testbed
 from edgedi.cli.bench import main
-from edgedi.partition.cost import CostModel
-from edgedi.partition.program import Send
+from edgedi.partition.cost.cost import CostModel
+from edgedi.partition.plan.program import Send
 from edgedi.runtime.emulation.here import Emulation, emulation_here
 from edgedi.runtime.session.session import Session
 

@@ -19,7 +19,7 @@ from edgedi.bench import comparison, demo, progress, settings
 from edgedi.bench.demo import SamePredictions
 from edgedi.bench.progress import Teller
 from edgedi.cli.bench import main
-from edgedi.partition.planners import planners
+from edgedi.partition.planners.by_name import planners
 from edgedi.runtime.worker.local_workers import LocalWorkers
 from tests.bench.html.reading import read
 

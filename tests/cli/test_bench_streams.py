@@ -13,7 +13,7 @@ from edgedi.bench import streams
 from edgedi.bench.streams import EngineGroup, StreamContender
 from edgedi.cli.bench import main
 from edgedi.errors import WorkerLost
-from edgedi.partition.placement import Placement
+from edgedi.partition.plan.placement import Placement
 from edgedi.runtime.worker.local_workers import LocalWorkers
 
 HERE = Path(__file__).parent

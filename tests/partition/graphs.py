@@ -7,8 +7,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from edgedi.partition.graph import Layer, LayerGraph, TensorSpec
-from edgedi.partition.profile import ClusterProfile, LinkProfile
+from edgedi.partition.cost.profile import ClusterProfile, LinkProfile
+from edgedi.partition.graph.graph import Layer, LayerGraph, TensorSpec
 
 
 class Builder:

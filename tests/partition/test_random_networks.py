@@ -13,8 +13,8 @@ import torch
 from hypothesis import HealthCheck, assume, given, note, seed, settings
 from hypothesis import strategies as st
 
-from edgedi.partition.capture import Capture, capture_model
-from edgedi.partition.plan import Plan
+from edgedi.partition.capture.capture import Capture, capture_model
+from edgedi.partition.plan.plan import Plan
 from tests.exactness import TOLERANCE, cast, whole_maps, worst_layer, worst_output
 from tests.partition.random_networks import Network, networks
 from tests.plans import axis_plan, random_plan

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 import edgedi
 from edgedi.errors import CompactionError
-from edgedi.partition.capture import capture_model
-from edgedi.partition.lowering import lower
+from edgedi.partition.capture.capture import capture_model
+from edgedi.partition.plan.lowering import lower
 from edgedi.runtime.execution.reference import InProcess
 from edgedi.transforms.compact import compact
 from edgedi.transforms.exact import simplify as module

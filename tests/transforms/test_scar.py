@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import vgg16
 
-from edgedi.partition.capture import capture_model
-from edgedi.partition.lowering import lower
+from edgedi.partition.capture.capture import capture_model
+from edgedi.partition.plan.lowering import lower
 from edgedi.runtime.execution.reference import InProcess
 from edgedi.transforms.scar import Scar
 from tests.exactness import TOLERANCE, relative

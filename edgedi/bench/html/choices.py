@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgedi.bench.report import Report, Split
-from edgedi.partition.plan import HOME
+from edgedi.partition.plan.plan import HOME
 
 
 def drawn(report: Report) -> list[Split]:

@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgedi.partition.axes import axis_dims
-from edgedi.partition.geometry import Interval, IntervalSet
-from edgedi.partition.graph import Layer
-from edgedi.partition.plan import HOME, Plan, Segment, owned
-from edgedi.partition.program import UNSPLIT, Piece, ProgramSet, Recv, Run
+from edgedi.partition.graph.axes import axis_dims
+from edgedi.partition.graph.geometry import Interval, IntervalSet
+from edgedi.partition.graph.graph import Layer
+from edgedi.partition.plan.plan import HOME, Plan, Segment, owned
+from edgedi.partition.plan.program import UNSPLIT, Piece, ProgramSet, Recv, Run
 
 NO_SEGMENT = -1
 """Where graph inputs are."""

@@ -9,8 +9,8 @@ from itertools import groupby
 from edgedi.bench.html.picture import NO_SEGMENT, FeatureMap, Halo, lanes
 from edgedi.pages.drawing import colour, hatch, rectangle, svg, text
 from edgedi.pages.markup import Markup, element, joined
-from edgedi.partition.plan import HOME, Plan
-from edgedi.partition.program import participant_name
+from edgedi.partition.plan.plan import HOME, Plan
+from edgedi.partition.plan.program import participant_name
 
 _WIDTH = 1060.0
 _TOP, _TALL, _BOTTOM = 44.0, 250.0, 30.0

@@ -10,7 +10,7 @@ from edgedi.bench.report import Report, Result, Single, Split
 from edgedi.bench.words import caveats, milliseconds, ratio_text
 from edgedi.pages.markup import Markup, element
 from edgedi.pages.parts import cards, section, table
-from edgedi.partition.plan import HOME
+from edgedi.partition.plan.plan import HOME
 
 # --- the top ----------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from edgedi.bench.report import ONE_WORKER, Report, Split, link_bytes
 from edgedi.bench.words import megabytes
 from edgedi.pages.markup import Markup, element
 from edgedi.pages.parts import section, table
-from edgedi.partition.program import participant_name
+from edgedi.partition.plan.program import participant_name
 
 # --- speedups and predictions -----------------------------------------------------------------------------------------
 

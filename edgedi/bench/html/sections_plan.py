@@ -13,8 +13,8 @@ from edgedi.bench.words import milliseconds
 from edgedi.pages.drawing import colour
 from edgedi.pages.markup import Markup
 from edgedi.pages.parts import details, hatched, legend, section, swatch, table
-from edgedi.partition.plan import HOME, Segment
-from edgedi.partition.program import participant_name
+from edgedi.partition.plan.plan import HOME, Segment
+from edgedi.partition.plan.program import participant_name
 
 # --- plans ------------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from edgedi.bench.words import milliseconds
 from edgedi.pages.drawing import Scale, colour, horizontal_axis, line, rectangle, svg, text, ticks
 from edgedi.pages.markup import Markup, element, joined
-from edgedi.partition.plan import HOME
+from edgedi.partition.plan.plan import HOME
 from edgedi.runtime.session.trace import KINDS, Span
 
 _WIDTH, _LEFT, _RIGHT = 1060.0, 110.0, 14.0

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import zmq
 
-from edgedi.partition.geometry import Interval
-from edgedi.partition.program import Piece
+from edgedi.partition.graph.geometry import Interval
+from edgedi.partition.plan.program import Piece
 from edgedi.runtime.emulation.speed import MessagePrice
 from edgedi.runtime.execution.pieces import message_of, piece_of, tensor_of
 from edgedi.runtime.execution.tensors import Tensor, inference, noise

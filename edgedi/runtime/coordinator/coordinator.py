@@ -21,8 +21,8 @@ from typing import Any
 import zmq
 
 from edgedi.errors import DeadlineExceeded, EdgediError, RemoteProtocolError, WorkerLost
-from edgedi.partition.plan import HOME
-from edgedi.partition.program import Piece as ProgramPiece
+from edgedi.partition.plan.plan import HOME
+from edgedi.partition.plan.program import Piece as ProgramPiece
 from edgedi.runtime.coordinator.worker_link import WorkerLink
 from edgedi.runtime.emulation.here import Emulation, emulation_here
 from edgedi.runtime.emulation.pace import Pace, pace_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from edgedi.partition.dealing import first_to_finish
-from edgedi.partition.placement import Placement
+from edgedi.partition.plan.placement import Placement
+from edgedi.partition.throughput.dealing import first_to_finish
 from edgedi.runtime.coordinator.deployment import Deployment
 
 

@@ -13,16 +13,16 @@ from itertools import pairwise
 from typing import Any
 
 from edgedi.errors import EdgediError, WorkerLost
-from edgedi.partition.busy import busy_seconds
-from edgedi.partition.capture import Capture
-from edgedi.partition.lowering import lower
-from edgedi.partition.placement import Placement, Replica
-from edgedi.partition.plan import HOME, Plan
-from edgedi.partition.probe import links_along
-from edgedi.partition.profile import ClusterProfile, DeviceProfile, LinkProfile
-from edgedi.partition.program import ProgramSet
-from edgedi.partition.simulate import simulate
-from edgedi.partition.throughput import place, place_to_try
+from edgedi.partition.capture.capture import Capture
+from edgedi.partition.cost.busy import busy_seconds
+from edgedi.partition.cost.probe import links_along
+from edgedi.partition.cost.profile import ClusterProfile, DeviceProfile, LinkProfile
+from edgedi.partition.plan.lowering import lower
+from edgedi.partition.plan.placement import Placement, Replica
+from edgedi.partition.plan.plan import HOME, Plan
+from edgedi.partition.plan.program import ProgramSet
+from edgedi.partition.plan.simulate import simulate
+from edgedi.partition.throughput.throughput import place, place_to_try
 from edgedi.runtime.coordinator.coordinator import Coordinator
 from edgedi.runtime.coordinator.link_probe import PROBE_ROOM_BYTES, LinkProbe
 from edgedi.runtime.coordinator.profiler import deploy_message, device_profiles, install

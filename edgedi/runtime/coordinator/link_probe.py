@@ -6,10 +6,10 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
-from edgedi.partition.plan import HOME
-from edgedi.partition.probe import link_of_trips, probe_programs
-from edgedi.partition.profile import LinkProfile
-from edgedi.partition.program import ProgramSet
+from edgedi.partition.cost.probe import link_of_trips, probe_programs
+from edgedi.partition.cost.profile import LinkProfile
+from edgedi.partition.plan.plan import HOME
+from edgedi.partition.plan.program import ProgramSet
 from edgedi.runtime.coordinator.coordinator import Coordinator
 from edgedi.runtime.coordinator.trial import noise_inputs, request_seconds
 from edgedi.runtime.execution.executor import LoadedProgram

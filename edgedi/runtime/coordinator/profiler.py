@@ -14,13 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgedi.partition.axes import axis_dims
-from edgedi.partition.capture import Capture
-from edgedi.partition.geometry import WHOLE, Interval, Need, Region
-from edgedi.partition.graph import Layer, LayerGraph
-from edgedi.partition.operators import OPERATOR_TABLE_VERSION, needs
-from edgedi.partition.profile import DeviceProfile, LayerProfile
-from edgedi.partition.program import Instruction, Piece, Program, ProgramSet, Run
+from edgedi.partition.capture.capture import Capture
+from edgedi.partition.cost.profile import DeviceProfile, LayerProfile
+from edgedi.partition.graph.axes import axis_dims
+from edgedi.partition.graph.geometry import WHOLE, Interval, Need, Region
+from edgedi.partition.graph.graph import Layer, LayerGraph
+from edgedi.partition.graph.operators import OPERATOR_TABLE_VERSION, needs
+from edgedi.partition.plan.program import Instruction, Piece, Program, ProgramSet, Run
 from edgedi.runtime.coordinator.coordinator import Coordinator, answer_of
 from edgedi.runtime.execution.loading import Shipment, digests_of
 from edgedi.runtime.execution.tensors import element_type, to_wire

@@ -13,8 +13,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from edgedi.errors import EdgediError
-from edgedi.partition.graph import LayerGraph
-from edgedi.partition.program import Piece
+from edgedi.partition.graph.graph import LayerGraph
+from edgedi.partition.plan.program import Piece
 from edgedi.runtime.coordinator.coordinator import Coordinator, Request, answer_of, new_run
 from edgedi.runtime.execution.executor import LoadedProgram
 from edgedi.runtime.execution.tensors import Tensor, random_piece

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgedi.partition.graph import LayerGraph
-from edgedi.partition.operators import weight_interval
-from edgedi.partition.plan import HOME
-from edgedi.partition.program import Join, Piece, Program, Recv, Run, Send
-from edgedi.partition.reuse import overwriting
-from edgedi.partition.simulate import region_of
+from edgedi.partition.graph.graph import LayerGraph
+from edgedi.partition.graph.operators import weight_interval
+from edgedi.partition.plan.plan import HOME
+from edgedi.partition.plan.program import Join, Piece, Program, Recv, Run, Send
+from edgedi.partition.plan.reuse import overwriting
+from edgedi.partition.plan.simulate import region_of
 from edgedi.runtime.kernels import fused
 from edgedi.runtime.kernels.prepare import prepare
 

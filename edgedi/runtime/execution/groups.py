@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from edgedi.partition.graph import LayerGraph
-from edgedi.partition.operators import weight_interval
-from edgedi.partition.program import Piece, Run
-from edgedi.partition.simulate import region_of
+from edgedi.partition.graph.graph import LayerGraph
+from edgedi.partition.graph.operators import weight_interval
+from edgedi.partition.plan.program import Piece, Run
+from edgedi.partition.plan.simulate import region_of
 from edgedi.runtime.execution.executor import Step, WeightOf
 from edgedi.runtime.execution.tensors import Tensor, inference, random_piece
 from edgedi.runtime.kernels import openvino_graph

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgedi.errors import EdgediError, RemoteProtocolError
-from edgedi.partition.graph import Layer, LayerGraph, TensorSpec
-from edgedi.partition.memory import program_bytes
-from edgedi.partition.operators import TABLE, weight_interval
-from edgedi.partition.program import UNSPLIT, Piece, Program, ProgramSet, Recv, Run
-from edgedi.partition.simulate import region_of
+from edgedi.partition.graph.graph import Layer, LayerGraph, TensorSpec
+from edgedi.partition.graph.operators import TABLE, weight_interval
+from edgedi.partition.plan.memory import program_bytes
+from edgedi.partition.plan.program import UNSPLIT, Piece, Program, ProgramSet, Recv, Run
+from edgedi.partition.plan.simulate import region_of
 from edgedi.runtime.execution.executor import LoadedProgram, Regroup
 from edgedi.runtime.execution.tensors import Tensor, made_on
 from edgedi.runtime.execution.weights import WeightStore

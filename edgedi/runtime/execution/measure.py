@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from edgedi.partition.program import UNSPLIT, Program, Run
+from edgedi.partition.plan.program import UNSPLIT, Program, Run
 from edgedi.runtime.execution.executor import LoadedProgram
 from edgedi.runtime.execution.groups import EngineGroups
 from edgedi.runtime.execution.loading import INPUT, WorkerMemoryError, digests_of, load

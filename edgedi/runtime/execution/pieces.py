@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgedi.partition.geometry import Interval
-from edgedi.partition.program import Piece as ProgramPiece
+from edgedi.partition.graph.geometry import Interval
+from edgedi.partition.plan.program import Piece as ProgramPiece
 from edgedi.runtime.execution.tensors import Tensor, from_wire, to_wire
 from edgedi.runtime.wire.messages import Piece
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from edgedi.errors import PlanError
-from edgedi.partition.capture import Capture
-from edgedi.partition.geometry import Interval, Need
-from edgedi.partition.graph import LayerGraph
-from edgedi.partition.lowering import lower
-from edgedi.partition.plan import HOME, Plan, Segment
-from edgedi.partition.program import Piece, ProgramSet
-from edgedi.partition.simulate import region_of
+from edgedi.partition.capture.capture import Capture
+from edgedi.partition.graph.geometry import Interval, Need
+from edgedi.partition.graph.graph import LayerGraph
+from edgedi.partition.plan.lowering import lower
+from edgedi.partition.plan.plan import HOME, Plan, Segment
+from edgedi.partition.plan.program import Piece, ProgramSet
+from edgedi.partition.plan.simulate import region_of
 from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
 from edgedi.runtime.kernels import fused
 

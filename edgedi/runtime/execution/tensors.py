@@ -13,8 +13,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from edgedi.partition.graph import LayerGraph
-from edgedi.partition.program import Piece
+from edgedi.partition.graph.graph import LayerGraph
+from edgedi.partition.plan.program import Piece
 from edgedi.runtime.kernels.eager import TORCH_DTYPES
 from edgedi.runtime.wire.payloads import Buffer
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgedi.errors import LocalProtocolError
-from edgedi.partition.geometry import WHOLE, Interval
-from edgedi.partition.operator_rules import covering_groups, pad_source
+from edgedi.partition.graph.geometry import WHOLE, Interval
+from edgedi.partition.graph.operator_rules import covering_groups, pad_source
 from edgedi.runtime.kernels import windows
 from edgedi.runtime.kernels.resample import resample
 from edgedi.runtime.kernels.task import Kernel, Task

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgedi.partition.operators import padding_at
-from edgedi.partition.program import Piece
+from edgedi.partition.graph.operators import padding_at
+from edgedi.partition.plan.program import Piece
 from edgedi.runtime.kernels.eager import conv_groups
 from edgedi.runtime.kernels.task import Task
 

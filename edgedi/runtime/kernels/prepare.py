@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from edgedi.errors import LocalProtocolError
-from edgedi.partition.graph import LayerGraph
-from edgedi.partition.operators import needs
-from edgedi.partition.program import Run
-from edgedi.partition.simulate import region_of
+from edgedi.partition.graph.graph import LayerGraph
+from edgedi.partition.graph.operators import needs
+from edgedi.partition.plan.program import Run
+from edgedi.partition.plan.simulate import region_of
 from edgedi.runtime.kernels import eager, fused
 from edgedi.runtime.kernels.task import Kernel, Task
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgedi.partition.geometry import WHOLE
+from edgedi.partition.graph.geometry import WHOLE
 from edgedi.runtime.kernels.task import Kernel, Task
 
 _ADAPTIVE = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}

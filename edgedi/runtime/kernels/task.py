@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from edgedi.partition.geometry import WHOLE, Need, Region
-from edgedi.partition.graph import Layer, Shapes
-from edgedi.partition.program import UNSPLIT, Piece
+from edgedi.partition.graph.geometry import WHOLE, Need, Region
+from edgedi.partition.graph.graph import Layer, Shapes
+from edgedi.partition.plan.program import UNSPLIT, Piece
 
 Kernel = Callable[..., Tensor]
 

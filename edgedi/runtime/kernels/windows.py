@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgedi.partition.operators import padding_at
+from edgedi.partition.graph.operators import padding_at
 from edgedi.runtime.kernels.task import Kernel, Task
 
 _MOST_JUNK = 0.04

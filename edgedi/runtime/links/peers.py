@@ -9,7 +9,7 @@ from typing import Any
 import zmq
 
 from edgedi.errors import SecurityError
-from edgedi.partition.plan import HOME
+from edgedi.partition.plan.plan import HOME
 from edgedi.runtime.links import halo_links
 from edgedi.runtime.links.halo_links import SCHEME, HaloLink
 from edgedi.runtime.links.keys import KeyPair, parse_worker_address

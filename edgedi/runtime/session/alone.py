@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from edgedi.partition.program import Program, ProgramSet, Run
+from edgedi.partition.plan.program import Program, ProgramSet, Run
 from edgedi.runtime.coordinator.coordinator import Coordinator, answer_of
 from edgedi.runtime.coordinator.profiler import MEASURE_TIMEOUT_S, weight_specs
 from edgedi.runtime.execution.loading import Shipment

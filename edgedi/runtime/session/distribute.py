@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgedi.partition.capture import as_arguments, capture_model, check_model
-from edgedi.partition.dealing import default_in_flight
-from edgedi.partition.planners import planners
-from edgedi.partition.profile import ClusterProfile
-from edgedi.partition.throughput import OBJECTIVES
+from edgedi.partition.capture.capture import as_arguments, capture_model, check_model
+from edgedi.partition.cost.profile import ClusterProfile
+from edgedi.partition.planners.by_name import planners
+from edgedi.partition.throughput.dealing import default_in_flight
+from edgedi.partition.throughput.throughput import OBJECTIVES
 from edgedi.runtime.links.keys import KeyPair, WorkerAddress, load_keypair, load_known_workers, resolve_worker
 from edgedi.runtime.links.security import is_loopback
 from edgedi.runtime.session.session import Progress, Session

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from edgedi.errors import EdgediError, GraphError, PlanError, WorkerLost
-from edgedi.partition.capture import Capture, capture_model
+from edgedi.partition.capture.capture import Capture, capture_model
 from edgedi.runtime.coordinator.coordinator import Coordinator
 from edgedi.runtime.coordinator.dealer import Dealer
 from edgedi.runtime.coordinator.deployment import Deployer, Deployment

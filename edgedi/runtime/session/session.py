@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from edgedi.errors import EdgediError, WorkerLost
-from edgedi.partition.capture import Capture, as_arguments
-from edgedi.partition.placement import Placement
-from edgedi.partition.plan import Plan
-from edgedi.partition.profile import ClusterProfile
-from edgedi.partition.program import ProgramSet
+from edgedi.partition.capture.capture import Capture, as_arguments
+from edgedi.partition.cost.profile import ClusterProfile
+from edgedi.partition.plan.placement import Placement
+from edgedi.partition.plan.plan import Plan
+from edgedi.partition.plan.program import ProgramSet
 from edgedi.runtime.coordinator.coordinator import Coordinator, Request, new_run
 from edgedi.runtime.coordinator.dealer import Dealer
 from edgedi.runtime.coordinator.deployment import Deployer, Deployment

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgedi.errors import RemoteProtocolError
-from edgedi.partition.graph import LayerGraph
-from edgedi.partition.plan import HOME, Plan
-from edgedi.partition.program import Instruction, Join, Program, Recv, Run, Send, participant_name
+from edgedi.partition.graph.graph import LayerGraph
+from edgedi.partition.plan.plan import HOME, Plan
+from edgedi.partition.plan.program import Instruction, Join, Program, Recv, Run, Send, participant_name
 
 KINDS = ("compute", "send", "wait")
 """What a participant can do. Waiting is the time between missing a piece and its arrival."""

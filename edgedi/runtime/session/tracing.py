@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from edgedi.errors import WorkerLost
-from edgedi.partition.plan import HOME
+from edgedi.partition.plan.plan import HOME
 from edgedi.runtime.coordinator.coordinator import Coordinator, answer_of
 from edgedi.runtime.coordinator.deployment import Deployment
 from edgedi.runtime.execution.executor import ProgramRun

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from edgedi.partition.capture import Capture
-from edgedi.partition.program import ProgramSet
+from edgedi.partition.capture.capture import Capture
+from edgedi.partition.plan.program import ProgramSet
 from edgedi.runtime.execution.reference import InProcess
 
 TOLERANCES = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}

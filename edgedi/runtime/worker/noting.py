@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from edgedi.partition.program import Piece, Send
+from edgedi.partition.plan.program import Piece, Send
 from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun, SendPiece
 from edgedi.runtime.execution.tensors import Tensor
 from edgedi.runtime.worker.events import Epoch, Request

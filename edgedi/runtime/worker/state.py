@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from edgedi.partition.operators import OPERATOR_TABLE_VERSION
+from edgedi.partition.graph.operators import OPERATOR_TABLE_VERSION
 from edgedi.runtime.wire.codec import WIRE_VERSION
 from edgedi.runtime.wire.messages import (
     Abort,

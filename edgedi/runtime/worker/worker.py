@@ -17,9 +17,9 @@ from typing import Any
 import zmq
 
 from edgedi.errors import EdgediError, ProtocolError, RemoteProtocolError
-from edgedi.partition.plan import HOME
-from edgedi.partition.program import Piece as ProgramPiece
-from edgedi.partition.program import participant_name
+from edgedi.partition.plan.plan import HOME
+from edgedi.partition.plan.program import Piece as ProgramPiece
+from edgedi.partition.plan.program import participant_name
 from edgedi.runtime.emulation.pace import pace_of
 from edgedi.runtime.execution.allocator import keep_freed_memory
 from edgedi.runtime.execution.executor import ProgramRun

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from edgedi.bench.html.picture import NO_SEGMENT, FeatureMap, Halo, feature_maps, lanes
 from edgedi.bench.html.plan_figure import plan_figure
-from edgedi.partition.geometry import Interval, IntervalSet
-from edgedi.partition.graph import LayerGraph
-from edgedi.partition.lowering import lower
-from edgedi.partition.plan import HOME, Plan
-from edgedi.partition.program import Recv
+from edgedi.partition.graph.geometry import Interval, IntervalSet
+from edgedi.partition.graph.graph import LayerGraph
+from edgedi.partition.plan.lowering import lower
+from edgedi.partition.plan.plan import HOME, Plan
+from edgedi.partition.plan.program import Recv
 from tests.bench.html.reading import read
 from tests.partition import graphs
 from tests.plans import axis_plan, random_plan

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from edgedi import distribute
-from edgedi.partition.graph import Layer, LayerGraph, TensorSpec
-from edgedi.partition.oodp import AT_WORST, MOST_CONTENDERS, NEARLY, contenders, oodp
-from edgedi.partition.planners import plan
-from edgedi.partition.profile import ClusterProfile
-from edgedi.partition.throughput import ships_soon
+from edgedi.partition.cost.profile import ClusterProfile
+from edgedi.partition.graph.graph import Layer, LayerGraph, TensorSpec
+from edgedi.partition.planners.by_name import plan
+from edgedi.partition.planners.oodp import AT_WORST, MOST_CONTENDERS, NEARLY, contenders, oodp
+from edgedi.partition.throughput.throughput import ships_soon
 from edgedi.runtime.coordinator import deployment as deployment_module
 from edgedi.runtime.coordinator.trial import ENOUGH_S, ROUNDS, may_be_tried, quickest
 from edgedi.runtime.session.verify import relative_difference

@@ -7,10 +7,10 @@ import itertools
 import pytest
 import torch
 
-from edgedi.partition.geometry import Interval
-from edgedi.partition.graph import Layer, LayerGraph, TensorSpec
-from edgedi.partition.plan import HOME
-from edgedi.partition.program import Join, Piece, Program, Recv, Run, Send
+from edgedi.partition.graph.geometry import Interval
+from edgedi.partition.graph.graph import Layer, LayerGraph, TensorSpec
+from edgedi.partition.plan.plan import HOME
+from edgedi.partition.plan.program import Join, Piece, Program, Recv, Run, Send
 from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
 
 SPEC = TensorSpec((1, 2, 6, 3))

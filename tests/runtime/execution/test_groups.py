@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgedi import distribute
-from edgedi.partition.capture import Capture, capture_model
-from edgedi.partition.lowering import lower
-from edgedi.partition.plan import HOME
-from edgedi.partition.program import Piece, Program, Run
+from edgedi.partition.capture.capture import Capture, capture_model
+from edgedi.partition.plan.lowering import lower
+from edgedi.partition.plan.plan import HOME
+from edgedi.partition.plan.program import Piece, Program, Run
 from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
 from edgedi.runtime.execution.groups import FASTER_BY, LEAST_RUNS, REPEATS, Choice, EngineGroups
 from edgedi.runtime.execution.reference import InProcess, weights_of

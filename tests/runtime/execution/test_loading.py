@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgedi.errors import EdgediError, RemoteProtocolError
-from edgedi.partition.capture import Capture, capture_model
-from edgedi.partition.geometry import Interval
-from edgedi.partition.lowering import lower
-from edgedi.partition.operators import TABLE
-from edgedi.partition.planners import plan
-from edgedi.partition.profile import ClusterProfile, DeviceProfile, LinkProfile
-from edgedi.partition.program import Program, ProgramSet
+from edgedi.partition.capture.capture import Capture, capture_model
+from edgedi.partition.cost.profile import ClusterProfile, DeviceProfile, LinkProfile
+from edgedi.partition.graph.geometry import Interval
+from edgedi.partition.graph.operators import TABLE
+from edgedi.partition.plan.lowering import lower
+from edgedi.partition.plan.program import Program, ProgramSet
+from edgedi.partition.planners.by_name import plan
 from edgedi.runtime.coordinator.profiler import deploy_message
 from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
 from edgedi.runtime.execution.loading import (

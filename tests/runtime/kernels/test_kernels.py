@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgedi.errors import LocalProtocolError
-from edgedi.partition.capture import Capture, capture_model
-from edgedi.partition.geometry import Interval, Region
-from edgedi.partition.graph import Layer, LayerGraph, TensorSpec
-from edgedi.partition.operators import TABLE, needs, weight_interval
-from edgedi.partition.program import UNSPLIT, Piece, Run
+from edgedi.partition.capture.capture import Capture, capture_model
+from edgedi.partition.graph.geometry import Interval, Region
+from edgedi.partition.graph.graph import Layer, LayerGraph, TensorSpec
+from edgedi.partition.graph.operators import TABLE, needs, weight_interval
+from edgedi.partition.plan.program import UNSPLIT, Piece, Run
 from edgedi.runtime.kernels import eager, fused, prepare
 from tests.exactness import TOLERANCE, cast, relative, whole_maps
 

@@ -14,7 +14,7 @@ import zmq
 from edgedi import distribute
 from edgedi.cli import keygen
 from edgedi.errors import SecurityError, WorkerLost
-from edgedi.partition.operators import OPERATOR_TABLE_VERSION
+from edgedi.partition.graph.operators import OPERATOR_TABLE_VERSION
 from edgedi.runtime.coordinator import deployment as deployment_module
 from edgedi.runtime.coordinator.coordinator import Coordinator
 from edgedi.runtime.links.keys import (

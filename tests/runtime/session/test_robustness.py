@@ -23,8 +23,8 @@ import torch
 import zmq
 
 from edgedi import distribute
-from edgedi.partition.operators import OPERATOR_TABLE_VERSION
-from edgedi.partition.profile import ClusterProfile, DeviceProfile, LinkProfile
+from edgedi.partition.cost.profile import ClusterProfile, DeviceProfile, LinkProfile
+from edgedi.partition.graph.operators import OPERATOR_TABLE_VERSION
 from edgedi.runtime.links.security import apply_socket_options
 from edgedi.runtime.session.verify import relative_difference
 from edgedi.runtime.version import software_version

@@ -15,9 +15,9 @@ from torch import nn
 
 from edgedi import distribute
 from edgedi.errors import GraphError, PlanError, RemoteProtocolError, SecurityError, WorkerLost
-from edgedi.partition.geometry import Interval
-from edgedi.partition.plan import Plan, Segment
-from edgedi.partition.planners import planners
+from edgedi.partition.graph.geometry import Interval
+from edgedi.partition.plan.plan import Plan, Segment
+from edgedi.partition.planners.by_name import planners
 from edgedi.runtime.coordinator import deployment as deployment_module
 from edgedi.runtime.session.verify import relative_difference
 from edgedi.runtime.wire.codec import WIRE_VERSION, decode, encode

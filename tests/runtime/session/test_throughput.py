@@ -13,10 +13,10 @@ from torch import nn
 
 from edgedi import distribute
 from edgedi.errors import WorkerLost
-from edgedi.partition.geometry import Interval
-from edgedi.partition.placement import Placement, Replica
-from edgedi.partition.plan import HOME, Plan, Segment
-from edgedi.partition.profile import ClusterProfile, LinkProfile
+from edgedi.partition.cost.profile import ClusterProfile, LinkProfile
+from edgedi.partition.graph.geometry import Interval
+from edgedi.partition.plan.placement import Placement, Replica
+from edgedi.partition.plan.plan import HOME, Plan, Segment
 from edgedi.runtime.coordinator.dealer import Dealer
 from edgedi.runtime.session import session as session_module
 from edgedi.runtime.session.session import Session

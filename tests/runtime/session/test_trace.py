@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgedi.errors import RemoteProtocolError
-from edgedi.partition.geometry import Interval
-from edgedi.partition.lowering import lower
-from edgedi.partition.plan import HOME, Plan, Segment
-from edgedi.partition.program import Join, Piece, Program, Recv, Run, Send
+from edgedi.partition.graph.geometry import Interval
+from edgedi.partition.plan.lowering import lower
+from edgedi.partition.plan.plan import HOME, Plan, Segment
+from edgedi.partition.plan.program import Join, Piece, Program, Recv, Run, Send
 from edgedi.runtime.session.trace import (
     KINDS,
     ClockOffset,

@@ -11,8 +11,8 @@ import pytest
 
 from edgedi import Session, distribute
 from edgedi.errors import WorkerLost
-from edgedi.partition.plan import HOME
-from edgedi.partition.program import Recv
+from edgedi.partition.plan.plan import HOME
+from edgedi.partition.plan.program import Recv
 from edgedi.runtime.session.trace import Span
 from tests.runtime.networks import image, small
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from edgedi.partition.capture import Capture, capture_model
-from edgedi.partition.lowering import lower
-from edgedi.partition.planners import plan
-from edgedi.partition.profile import ClusterProfile, DeviceProfile, LinkProfile
-from edgedi.partition.program import ProgramSet
+from edgedi.partition.capture.capture import Capture, capture_model
+from edgedi.partition.cost.profile import ClusterProfile, DeviceProfile, LinkProfile
+from edgedi.partition.plan.lowering import lower
+from edgedi.partition.plan.program import ProgramSet
+from edgedi.partition.planners.by_name import plan
 from edgedi.runtime.execution.reference import InProcess
 from edgedi.runtime.session import verify as module
 from edgedi.runtime.session.verify import TOLERANCES, compare, first_difference, relative_difference

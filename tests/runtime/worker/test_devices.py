@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from edgedi.partition.capture import capture_model
-from edgedi.partition.lowering import lower
-from edgedi.partition.planners import plan
-from edgedi.partition.profile import ClusterProfile, DeviceProfile, LinkProfile
-from edgedi.partition.program import Program
+from edgedi.partition.capture.capture import capture_model
+from edgedi.partition.cost.profile import ClusterProfile, DeviceProfile, LinkProfile
+from edgedi.partition.plan.lowering import lower
+from edgedi.partition.plan.program import Program
+from edgedi.partition.planners.by_name import plan
 from edgedi.runtime.execution.executor import ProgramRun
 from edgedi.runtime.execution.loading import Shipment, digests_of, expected_pieces, load
 from edgedi.runtime.execution.tensors import device_available, from_wire, inference, set_up_torch, to_wire

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from edgedi.partition.geometry import Interval
-from edgedi.partition.program import Piece, Recv, Run, Send
+from edgedi.partition.graph.geometry import Interval
+from edgedi.partition.plan.program import Piece, Recv, Run, Send
 from edgedi.runtime.worker.noting import Note, NotedRun
 from tests.runtime.execution.test_executor import X, load, rows
 

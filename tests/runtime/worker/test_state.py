@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgedi.partition.operators import OPERATOR_TABLE_VERSION
+from edgedi.partition.graph.operators import OPERATOR_TABLE_VERSION
 from edgedi.runtime.wire.codec import WIRE_VERSION
 from edgedi.runtime.wire.messages import (
     MESSAGES,

@@ -1,0 +1,1 @@
+"""From the user's module to a LayerGraph: all of partition that imports torch."""

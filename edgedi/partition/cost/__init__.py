@@ -1,0 +1,1 @@
+"""What was measured, and what it predicts: profiles, the cost model, the price of a finished plan."""

@@ -1,0 +1,1 @@
+"""The planners to choose from, ours and the published ones, by name."""

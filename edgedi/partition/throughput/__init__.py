@@ -1,0 +1,1 @@
+"""Plans for requests a second: replicas and pipelines, what they keep busy, and who gets the next request."""

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from edgedi.partition.cost.cost import CostModel
+from edgedi.partition.cost.profile import ClusterProfile, LinkProfile
+from edgedi.partition.graph.geometry import Interval
+from edgedi.partition.plan.plan import HOME, Plan, Segment
+from edgedi.partition.planners.by_name import plan
+from edgedi.partition.planners.oodp import oodp
+from edgedi.partition.search.estimate import segment_cost
+from edgedi.partition.search.search import best_segment
+from tests.partition.graphs import Builder, chain, residual, vgg16, with_opaque
+
+
+def reasons(found: Plan) -> list[str]:
+    return [segment.why for segment in found.segments]
+
+
+def test_every_segment_says_why() -> None:
+    found = oodp(vgg16(64), ClusterProfile.uniform(3, flops_per_s=1e9))
+    assert all(reasons(found))
+    assert any(why.startswith("next best: ") for why in reasons(found))
+
+
+def test_the_next_best_way_is_priced_as_the_search_would() -> None:
+    b = Builder(1, 8, 16, 16)
+    graph, cluster = b.graph(b.conv("x", 8)), ClusterProfile.uniform(2, flops_per_s=1e8)
+    model, found = CostModel(graph, cluster), oodp(graph, cluster)
+    assert [segment.axis for segment in found.segments] == ["rows"]
+    other = best_segment(model, Interval(0, 1), "channels", HOME)
+    assert other is not None
+    seconds = segment_cost(model, other, HOME).total_s + model.outputs_home("channels")
+    whole_s = model.whole_cost(Interval(0, 1), 0, HOME).total_s + model.outputs_home(0)
+    name, least = min((("channels", seconds), ("whole on 0", whole_s)), key=lambda way: way[1])
+    assert reasons(found) == [f"next best: {name}, {least:.3g} s"]
+
+
+def test_alone_is_explained_by_what_an_exchange_would_cost() -> None:
+    b = Builder(1, 3, 16, 16)
+    cluster = ClusterProfile.uniform(2, message_cpu_s=1.0).with_links({(-1, 0): LinkProfile(), (0, -1): LinkProfile()})
+    (why,) = reasons(oodp(b.graph(b.conv(b.conv("x", 8), 8)), cluster))
+    assert why.startswith("alone: ")
+    assert " would save " in why
+    assert why.endswith(" s of exchange")
+
+
+def test_where_there_is_no_choice_it_says_so() -> None:
+    assert reasons(oodp(chain(), ClusterProfile.uniform(1))) == ["no other way: one worker"]
+    found = oodp(with_opaque(), ClusterProfile.uniform(2))
+    assert [s.why for s in found.segments if s.on == HOME] == ["an operator that only the coordinator knows"]
+
+
+def test_memory_is_named_where_it_decided() -> None:
+    cluster = ClusterProfile.uniform(2, latency_s=1.0)
+    b = Builder(1, 256)
+    graph = b.graph(b.linear(b.linear("x", 256), 256))
+    devices = tuple(replace(device, memory_bytes=300_000) for device in cluster.devices)
+    assert any(why.endswith("; memory of worker 0") for why in reasons(plan(graph, replace(cluster, devices=devices))))
+    assert not any("memory" in why for why in reasons(plan(graph, cluster)))
+
+
+def test_reasons_print_and_parse_and_are_no_part_of_the_digest() -> None:
+    found = oodp(residual(rows=32), ClusterProfile.uniform(2, flops_per_s=1e8))
+    assert f"  # {found.segments[0].why}" in str(found)
+    assert reasons(Plan.parse(str(found))) == reasons(found)
+    silent = replace(found, segments=tuple(replace(segment, why="") for segment in found.segments))
+    assert silent.digest == found.digest
+    assert "#" not in str(silent)
+    with pytest.raises(ValueError, match="one line of words"):
+        Segment(layers=Interval(0, 1), axis="whole", on=0, why="two\nlines")
