@@ -94,6 +94,7 @@ PURE = (
     "edgedi.runtime.worker.state",
     "edgedi.runtime.session.balance_state",
     "edgedi.runtime.session.trace",
+    "edgedi.transforms.prune.allocate",
     "edgedi.bench",
     "edgedi.bench.settings",
     "edgedi.bench.numbers",

@@ -50,6 +50,8 @@ COMPACT = {
     "metric": "accuracy",
     "tolerance": 0.0,
     "steps": None,
+    "method": "reconstruct",
+    "target": None,
     "seed": 0,
     "progress": None,
 }

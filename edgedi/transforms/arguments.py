@@ -12,16 +12,22 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from edgedi.transforms.data import Data
+from edgedi.transforms.data import Data, quartered
 from edgedi.transforms.score import Judge, Metric, judge_by_accuracy, judge_by_likeness, judge_by_metric
 from edgedi.transforms.store import Store, digest_of, digest_of_model
 from edgedi.transforms.task import Budget, Loss, Say, Task
 
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "simplify": (),
+    "prune": ("calibration", "train"),
     "recover": ("train",),
 }
 """The steps, in the order in which they run, and the arguments of which each needs one."""
+
+METHODS = ("reconstruct", "l1")
+LIKENESS = 0.97
+"""What a network must score that is judged without labels: no smaller network answers all inputs as the original does,
+so that a tolerance of 0 would stop everything. The judge then sees every fourth calibration input and no step does."""
 
 
 def check_model(model: Any) -> None:
@@ -64,6 +70,28 @@ def steps_of(steps: Sequence[str] | None, given: Mapping[str, Any]) -> tuple[str
     return tuple(steps)
 
 
+def check_method(method: Any, steps: Sequence[str], validate: Any) -> None:
+    """``ValueError`` where there is no such way to prune, or its data are missing."""
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; give {' or '.join(map(repr, METHODS))}")
+    if method == "l1" and "prune" in steps and validate is None:
+        raise ValueError("method='l1' drops filters until validation falls: pass validate=...")
+
+
+def share_of(target: Any, steps: Sequence[str]) -> float | None:
+    """The share of the original's MACs that is asked for."""
+    if target is None:
+        return None
+    if not isinstance(target, Mapping) or list(target) != ["macs"]:
+        raise ValueError(f'target is {target!r}; give {{"macs": 0.5}} for half of the multiplications')
+    share = target["macs"]
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise ValueError(f"target['macs'] is {share!r}; give a share of the original's, more than 0 and at most 1")
+    if "prune" not in steps:
+        raise ValueError("target needs the step 'prune', which changes widths: pass calibration=... or train=...")
+    return float(share)
+
+
 def _has_data(step: str, given: Mapping[str, Any]) -> bool:
     return not NEEDS[step] or any(given.get(name) is not None for name in NEEDS[step])
 
@@ -81,6 +109,8 @@ def task_of(
     tolerance: float,
     budget: Budget,
     seed: int,
+    method: str,
+    target_macs: int | None,
 ) -> Task:
     """What every step is given, but for the original's score: see ``judged``."""
     if not (isinstance(tolerance, (int, float)) and 0 <= tolerance < math.inf):
@@ -102,20 +132,29 @@ def task_of(
         if validate is None
         else Data(validate, "validate", num_arguments=many, labelled=True, ordered=True),
         seed=seed,
+        method=method,
+        target_macs=target_macs,
     )
-    judge = _judge(task, metric, validate)
+    task, judge = _judged(task, metric, validate)
     if judge is None:
         return task
     score = judge(model)
-    return replace(task, judge=judge, score=score, least_score=score.value - tolerance)
+    least = score.value - tolerance
+    return replace(
+        task, judge=judge, score=score, least_score=least if task.validate is not None else min(LIKENESS, least)
+    )
 
 
-def _judge(task: Task, metric: Metric | str, validate: Any) -> Judge | None:
+def _judged(task: Task, metric: Metric | str, validate: Any) -> tuple[Task, Judge | None]:
+    """The judge, and the task without what only the judge may see."""
     if not callable(metric) and metric != "accuracy":
         raise ValueError(f'metric is {metric!r}; give "accuracy", or a callable of (model, validate)')
     if task.validate is not None:
-        return judge_by_metric(metric, validate) if callable(metric) else judge_by_accuracy(task.validate)
-    return None if task.calibration is None else judge_by_likeness(task.original, task.calibration)
+        return task, judge_by_metric(metric, validate) if callable(metric) else judge_by_accuracy(task.validate)
+    if task.calibration is None:
+        return task, None
+    most, fourth = quartered(task.calibration)
+    return replace(task, calibration=most), judge_by_likeness(task.original, fourth)
 
 
 def train_data(given: Any, num_arguments: int, loss: Loss | None) -> Data:

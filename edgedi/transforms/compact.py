@@ -11,10 +11,21 @@ from typing import Any
 from torch import nn
 
 from edgedi.transforms import finished as kept
-from edgedi.transforms.arguments import arguments_of, check_budget, check_model, say_of, steps_of, store_of, task_of
+from edgedi.transforms.arguments import (
+    arguments_of,
+    check_budget,
+    check_method,
+    check_model,
+    say_of,
+    share_of,
+    steps_of,
+    store_of,
+    task_of,
+)
 from edgedi.transforms.exact.simplify import simplify_step
 from edgedi.transforms.finished import Finished
 from edgedi.transforms.measure import difference, measured
+from edgedi.transforms.prune.prune import prune_step
 from edgedi.transforms.recover.recover import recover_step
 from edgedi.transforms.report import Compaction, Size, Step, changes
 from edgedi.transforms.score import Metric, Score
@@ -22,6 +33,7 @@ from edgedi.transforms.task import Budget, Loss, Outcome, Point, Say, Task
 
 STEPS: Mapping[str, Callable[[nn.Module, Task], Outcome]] = {
     "simplify": simplify_step,
+    "prune": prune_step,
     "recover": recover_step,
 }
 
@@ -37,6 +49,8 @@ def compact(
     loss: Loss | None = None,
     tolerance: float = 0.0,
     steps: Sequence[str] | None = None,
+    method: str = "reconstruct",
+    target: Mapping[str, float] | None = None,
     budget_s: float | None = None,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -51,13 +65,19 @@ def compact(
       them. What cannot be proven to be unneeded stays. It holds for evaluation mode, and for inputs that take the same
       way through the model's code as the example. Both networks are run on the example. A copy that differs by more
       than 1e-5 of the largest value, or three times the model's own rounding where that is more, is not returned.
+    * "prune" trains nothing: channels that others can make up for go, and the layers that read them are fitted to what
+      the original's make (``method`` "reconstruct"). It needs ``calibration``, or takes inputs of ``train``. The
+      narrowest network found that scores enough is taken; with ``target``, as {"macs": 0.5} for half of the original's
+      multiplications, that one whatever it scores. ``method`` "l1" is the published rule, to compare with: filters by
+      their weights' sums, without a fit, as long as ``validate`` allows.
     * "recover" trains what the other steps made towards the original's answers. It needs ``train``.
 
     ``calibration``: inputs without labels, a tensor or batches. ``train``: inputs, or (inputs, labels) batches, to
     learn from; ``loss(outputs, labels)`` says what is learnt of labels that are not classes. ``validate``: (inputs,
     labels) batches in a fixed order, by which a smaller network is taken or not: ``metric`` of it may fall by
-    ``tolerance`` at most. ``metric`` is "accuracy", or a callable of (model, validate) that gives more for a better
-    network. ``budget_s``: the seconds to be used, met within a tenth where there is training to do.
+    ``tolerance`` at most. Without it a network must answer as the original does on 97 % of the calibration inputs,
+    every fourth of which is kept for that. ``metric`` is "accuracy", or a callable of (model, validate) that gives more
+    for a better network. ``budget_s``: the seconds to be used, met within a tenth where there is training to do.
 
     ``checkpoint``: a folder in which a run keeps what it has, after each step and once a minute. Called again with the
     same arguments, a run that was killed goes on there and ends with the same network as if it had not been.
@@ -67,20 +87,25 @@ def compact(
 
     Raises ``ValueError`` for a model in training mode, inputs that the model refuses, a step that does not exist or
     lacks its data, data that are empty or shuffled, and a checkpoint that is damaged, or of another model or other
-    arguments; ``CompactionError`` for a model that does not export and for an answer that differs.
+    arguments; ``CompactionError`` for a model that does not export, an answer that differs, and a target that cannot be
+    reached.
     """
     check_model(model)
     check_budget(budget_s)
     arguments, say = arguments_of(example_inputs), say_of(progress)
     chosen = steps_of(steps, {"calibration": calibration, "train": train, "validate": validate})
+    check_method(method, chosen, validate)
+    share = share_of(target, chosen)
     expected, layers, size = _first_run(model, arguments)
     budget = Budget(budget_s)
     task = task_of(
         model, arguments, say, calibration=calibration, train=train, validate=validate, metric=metric, loss=loss,
-        tolerance=tolerance, budget=budget, seed=seed,
+        tolerance=tolerance, budget=budget, seed=seed, method=method,
+        target_macs=None if share is None else round(share * size.macs),
     )  # fmt: skip
     settings = {
         "steps": chosen, "tolerance": tolerance, "seed": seed, "budget_s": budget_s, "metric": metric, "loss": loss,
+        "method": method, "target": share,
     }  # fmt: skip
     store = store_of(checkpoint, model, arguments, settings, task.validate)
     task = replace(task, budget=Budget(budget_s, used_s=budget.used_s + store.used_s()))

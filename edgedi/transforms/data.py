@@ -14,6 +14,8 @@ from edgedi.transforms.numbers import Numbers
 
 CHUNK = 32
 """Inputs in a batch where one tensor holds them all."""
+MOST_KEPT = 1024
+"""Inputs without labels that are looked at: a few hundred do."""
 
 _END = object()
 
@@ -31,6 +33,15 @@ class Batch:
         tensors = [leaf for leaf in pytree.tree_leaves(self.arguments) if isinstance(leaf, Tensor)]
         return int(tensors[0].shape[0]) if tensors and tensors[0].dim() else 1
 
+    def at(self, rows: Tensor) -> Batch:
+        """These of its inputs, in this order."""
+
+        def chosen(leaf: Any) -> Any:
+            has_rows = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == self.size
+            return leaf[rows.to(leaf.device)] if has_rows else leaf
+
+        return Batch(*pytree.tree_map(chosen, (self.arguments, self.labels)))
+
 
 class Data:
     """Batches of ``given``, in its order, as often as it is iterated.
@@ -42,7 +53,7 @@ class Data:
 
     def __init__(self, given: Any, name: str, *, num_arguments: int = 1, labelled: bool, ordered: bool = False) -> None:
         """``ordered``: its first batch must be the same every time. ``ValueError`` where it is not as said."""
-        self._given, self.name, self._num_arguments, self._labelled = given, name, num_arguments, labelled
+        self._given, self.name, self.num_arguments, self._labelled = given, name, num_arguments, labelled
         if not isinstance(given, Iterable):
             raise TypeError(f"{name} is a {type(given).__name__}; give a tensor, a list of batches or a DataLoader")
         if isinstance(given, Iterator):
@@ -98,18 +109,44 @@ class Data:
             yield self._batch(element)
 
     def _batch(self, element: Any) -> Batch:
-        if isinstance(element, Tensor) and self._num_arguments == 1 and not self._labelled:
+        if isinstance(element, Tensor) and self.num_arguments == 1 and not self._labelled:
             return Batch((element,))
         if isinstance(element, (tuple, list)):
             if len(element) == 2 and isinstance(element[0], (tuple, list)):
                 arguments, labels = tuple(element[0]), (element[1],)
             else:
-                arguments, labels = tuple(element[: self._num_arguments]), tuple(element[self._num_arguments :])
-            if len(arguments) == self._num_arguments and len(labels) in ((1,) if self._labelled else (0, 1)):
+                arguments, labels = tuple(element[: self.num_arguments]), tuple(element[self.num_arguments :])
+            if len(arguments) == self.num_arguments and len(labels) in ((1,) if self._labelled else (0, 1)):
                 return Batch(arguments, labels[0] if self._labelled else None)
         wanted = "(inputs, labels)" if self._labelled else "inputs, or (inputs, labels)"
-        many = "" if self._num_arguments == 1 else f"; inputs are a tuple of {self._num_arguments} arguments"
+        many = "" if self.num_arguments == 1 else f"; inputs are a tuple of {self.num_arguments} arguments"
         raise ValueError(f"{self.name} yields {_described(element)}; each batch must be {wanted}{many}")
+
+    def first(self, most: int) -> list[Batch]:
+        """Batches that hold the first ``most`` inputs, kept."""
+        found: list[Batch] = []
+        for batch in self:
+            left = most - sum(one.size for one in found)
+            if left <= 0:
+                break
+            found.append(batch if batch.size <= left else batch.at(torch.arange(left)))
+        return found
+
+
+def quartered(data: Data) -> tuple[Data, Data]:
+    """Three of four inputs, and every fourth: of at most ``MOST_KEPT``. Of fewer than 8 inputs, both times all."""
+    batches, number = data.first(MOST_KEPT), 0
+    parts: tuple[list[Any], list[Any]] = ([], [])
+    if sum(batch.size for batch in batches) < 8:
+        return data, data
+    for batch in batches:
+        fourth = (torch.arange(number, number + batch.size) % 4) == 3
+        number += batch.size
+        for part, chosen in zip(parts, (~fourth, fourth), strict=True):
+            if chosen.any():
+                part.append(batch.at(chosen.nonzero().flatten()).arguments)
+    most, fourths = (Data(part, data.name, num_arguments=data.num_arguments, labelled=False) for part in parts)
+    return most, fourths
 
 
 def _same(one: Batch, other: Batch) -> bool:

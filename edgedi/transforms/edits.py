@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from edgedi.transforms.exact.simplify import Simplify
+from edgedi.transforms.prune.cut import Cut, Narrow
 from edgedi.transforms.task import Edit
 
-EDITS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in (Simplify,)}
+EDITS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in (Simplify, Narrow, Cut)}
 """What steps do to a network's structure, and the values these hold: all that a checkpoint may hold."""
 
 

@@ -1,0 +1,85 @@
+"""The published rule, to compare with: filters by their L1 norm, layer after layer, without fitting anything anew.
+
+Filters are scored once. Round and round the layers, each loses its lowest filter and what reads it. Where the score of
+the network falls below what is needed, the filter comes back and the layer is locked; the end is when all are. (As the
+authors' code does it, but judged by validation data, and with the very columns that read a filter taken out of the
+first linear layer.) Layers whose filters hang together lose them together; their norms are added up.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import nn
+
+from edgedi.transforms.prune.cut import TRANSPOSED, Array, Group, Narrow, is_one_to_one, narrow
+from edgedi.transforms.prune.groups import groups_of
+from edgedi.transforms.prune.path import layer_costs, listed
+from edgedi.transforms.task import Outcome, Point, Task
+
+
+def prune_by_l1(model: nn.Module, task: Task) -> Outcome:
+    """Until all layers are locked, ``task.target_macs`` is reached or the time is over."""
+    groups, left_alone = groups_of(model, task.arguments)
+    rule = _Rule(model, task, groups)
+    rule.run()
+    note = f"left alone: {listed(left_alone)}" if left_alone else ""
+    if rule.small is model:
+        return Outcome(model=model, note=note, curve=tuple(rule.curve))
+    return Outcome(model=rule.small, edits=(rule.edit(rule.gone),), note=note, curve=tuple(rule.curve))
+
+
+def norms_of(model: nn.Module, group: Group) -> Array:
+    """The sum of absolute weights of the filters that each unit is made of, [units]."""
+    total = np.zeros(group.num_units)
+    for part in group.parts:
+        module = model.get_submodule(part.layer)
+        if not part.reads and not is_one_to_one(module):
+            weight = module.weight.detach().cpu().double().abs()
+            filters = (weight.transpose(0, 1) if isinstance(module, TRANSPOSED) else weight).flatten(1).sum(1).numpy()
+            total += np.bincount(part.units + 1, weights=filters, minlength=group.num_units + 1)[1:]
+    return total
+
+
+class _Rule:
+    """The walk round the layers. ``gone``: how many of each group's units, the lowest first."""
+
+    def __init__(self, model: nn.Module, task: Task, groups: Sequence[Group]) -> None:
+        self._model, self._task, self._groups = model, task, groups
+        self._costs = layer_costs(model, task.arguments, groups)
+        self._order = {group.name: np.argsort(norms_of(model, group), kind="stable").tolist() for group in groups}
+        self.gone = {group.name: 0 for group in groups}
+        self.small, self.curve = model, list[Point]()
+
+    def run(self) -> None:
+        unlocked = list(self._groups)
+        while unlocked:
+            for group in tuple(unlocked):
+                if self._is_over():
+                    return
+                if not self._drop(group) or self.gone[group.name] == group.num_units - 1:
+                    unlocked.remove(group)
+
+    def edit(self, gone: Mapping[str, int]) -> Narrow:
+        return narrow({name: self._order[name][:count] for name, count in gone.items()}, self._groups)
+
+    def _drop(self, group: Group) -> bool:
+        """One unit of ``group`` less, if the score allows."""
+        assert self._task.judge is not None  # the arguments were checked
+        after = {**self.gone, group.name: self.gone[group.name] + 1}
+        tried = self.edit(after).apply(copy.deepcopy(self._model), self._task.arguments)
+        score = self._task.judge(tried).value
+        self.curve.append(Point(macs=self._macs(after), score=score, step="prune"))
+        if score < self._task.least_score:
+            return False
+        self.gone, self.small = after, tried
+        return True
+
+    def _is_over(self) -> bool:
+        target = self._task.target_macs
+        return self._task.budget.left_s <= 0 or (target is not None and self._macs(self.gone) <= target)
+
+    def _macs(self, gone: Mapping[str, int]) -> int:
+        return round(sum(cost.left(gone) for cost in self._costs))

@@ -1,0 +1,96 @@
+"""A network's way from its own widths to narrow ones: found once, then any point of it is a network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from edgedi.transforms.data import Batch
+from edgedi.transforms.measure import measured
+from edgedi.transforms.prune.allocate import LayerCost, Steps, Width, path_of
+from edgedi.transforms.prune.curves import Curve, curve_of
+from edgedi.transforms.prune.cut import Group, Narrow, narrow
+from edgedi.transforms.prune.groups import groups_of
+from edgedi.transforms.prune.moments import moments_of
+from edgedi.transforms.prune.probe import Probe
+from edgedi.transforms.prune.refit import Teacher, together
+from edgedi.transforms.task import Say
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Path:
+    """``widths[0]`` is the network as it was, each one after has fewer channels; ``network(i)`` makes it."""
+
+    model: nn.Module
+    arguments: tuple[Any, ...]
+    groups: tuple[Group, ...]
+    left_alone: tuple[str, ...]
+    curves: dict[str, Curve]
+    widths: list[Width]
+    teacher: Teacher
+
+    def edit(self, index: int) -> Narrow:
+        """What leads from the network as it was to point ``index``."""
+        removed = {name: self.curves[name].order[:count] for name, count in self.widths[index].removed.items()}
+        return narrow(removed, self.groups)
+
+    def network(self, index: int) -> nn.Module:
+        """Point ``index``, its weights fitted to the network as it was."""
+        edit = self.edit(index)
+        small = edit.apply(copy.deepcopy(self.model), self.arguments)
+        self.teacher.fit(small, edit)
+        return small
+
+    def macs(self, index: int) -> int:
+        """Of one run on the example inputs."""
+        return round(self.widths[index].macs)
+
+
+def find_path(model: nn.Module, arguments: tuple[Any, ...], calibration: Sequence[Batch], seed: int, say: Say) -> Path:
+    """Its ``widths`` are one where no width can change; errors as of ``groups_of``."""
+    groups, left_alone = groups_of(model, arguments)
+    names = sorted({part.layer for group in groups for part in group.readers})
+    batches = [batch.arguments for batch in calibration]
+    moments = moments_of(model, names, batches, sum(batch.size for batch in calibration), seed)
+    inputs = together(calibration)
+    probe = Probe(model, inputs)
+    curves = {}
+    for number, group in enumerate(groups, 1):
+        curves[group.name] = curve_of(model, group, moments, probe)
+        say(f"prune: {number} of {len(groups)} groups of channels looked at")
+    steps = {name: Steps(counts=curve.counts, errors=curve.errors) for name, curve in curves.items()}
+    return Path(
+        model=model, arguments=arguments, groups=groups, left_alone=left_alone, curves=curves,
+        widths=path_of(steps, layer_costs(model, arguments, groups)),
+        teacher=Teacher(model, inputs, seed),
+    )  # fmt: skip
+
+
+def layer_costs(model: nn.Module, arguments: tuple[Any, ...], groups: Sequence[Group]) -> list[LayerCost]:
+    """Every layer with multiplications, and what share of its inputs and outputs a unit of each group is."""
+    _, layers, total = measured(model, arguments)
+    shares: dict[tuple[str, bool], dict[str, float]] = {}
+    for group in groups:
+        for part in group.parts:
+            share = np.count_nonzero(part.units >= 0) / len(part.units) / group.num_units
+            shares.setdefault((part.layer, part.reads), {})[group.name] = share
+    known = [
+        LayerCost(
+            macs=layer.size.macs,
+            inputs=shares.get((layer.name, True), {}),
+            outputs=shares.get((layer.name, False), {}),
+        )
+        for layer in layers
+        if layer.size.macs
+    ]
+    return [*known, LayerCost(macs=total.macs - sum(cost.macs for cost in known), inputs={}, outputs={})]
+
+
+def listed(left_alone: Sequence[str]) -> str:
+    """For people."""
+    return ", ".join(left_alone[:5]) + (f" and {len(left_alone) - 5} more" if len(left_alone) > 5 else "")

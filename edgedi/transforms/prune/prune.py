@@ -1,0 +1,106 @@
+"""The step "prune" of ``compact``: narrower layers without training, from a few hundred inputs without labels."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from edgedi.errors import CompactionError
+from edgedi.transforms.data import MOST_KEPT
+from edgedi.transforms.prune.l1 import prune_by_l1
+from edgedi.transforms.prune.path import Path, find_path, listed
+from edgedi.transforms.task import Outcome, Point, Task
+
+FINE = 0.002
+"""The search ends where what is left to find is this share of the network."""
+
+
+def prune_step(model: nn.Module, task: Task) -> Outcome:
+    """The narrowest network that scores ``task.least_score``, or the one of ``task.target_macs``."""
+    if task.method == "l1":
+        return prune_by_l1(model, task)
+    if task.judge is None and task.target_macs is None:
+        return Outcome(model=model, note="nothing says how narrow it may be: pass validate, calibration or target")
+    path = _path(model, task)
+    if len(path.widths) == 1:
+        return Outcome(model=model, note="; ".join(["no width can change", *_alone(path)]))
+    return _narrowed(path, task, task.target_macs) if task.target_macs is not None else _searched(path, task)
+
+
+def narrow_to(model: nn.Module, task: Task, macs: int) -> Outcome:
+    """``model`` with at most ``macs`` multiplications. ``CompactionError`` where that cannot be reached."""
+    return _narrowed(_path(model, task), task, macs)
+
+
+def _path(model: nn.Module, task: Task) -> Path:
+    data = task.calibration or task.train
+    assert data is not None  # the arguments were checked
+    return find_path(model, task.arguments, data.first(MOST_KEPT), task.seed, task.say)
+
+
+def _narrowed(path: Path, task: Task, macs: int) -> Outcome:
+    index = next((i for i in range(len(path.widths)) if path.macs(i) <= macs), None)
+    made = _Tried(path, task)
+    if index is None:
+        if task.judge:
+            made.judged(len(path.widths) - 1)
+        curve = "; ".join(f"{point.macs:,} MACs score {point.score:.4g}" for point in made.curve) or "not judged"
+        raise CompactionError(
+            f"target is {macs:,} MACs, and the narrowest network that 'prune' makes has "
+            f"{path.macs(len(path.widths) - 1):,}: {curve}. Layers left alone: {listed(path.left_alone)}"
+        )
+    return made.outcome(index)
+
+
+def _searched(path: Path, task: Task) -> Outcome:
+    """By bisection over the path: each network that scores enough is the new start, each that does not the new end."""
+    made, good, bad = _Tried(path, task), 0, len(path.widths)
+    while bad - good > 1 and path.macs(good) - path.macs(min(bad, len(path.widths) - 1)) > FINE * path.macs(0):
+        index = _middle(path, good, bad)
+        started_s = task.budget.used_s
+        if made.judged(index) >= task.least_score:
+            good = index
+        else:
+            bad = index
+        if task.budget.left_s < task.budget.used_s - started_s:
+            break
+    return made.outcome(good)
+
+
+def _middle(path: Path, good: int, bad: int) -> int:
+    """The point between, of about half way in multiplications."""
+    wanted = (path.macs(good) + path.macs(min(bad, len(path.widths) - 1))) / 2
+    return min(range(good + 1, bad), key=lambda index: abs(path.macs(index) - wanted))
+
+
+class _Tried:
+    """The networks of a path that were made and judged."""
+
+    def __init__(self, path: Path, task: Task) -> None:
+        self._path, self._task = path, task
+        self.curve: list[Point] = []
+        self._best: tuple[int, nn.Module] | None = None
+
+    def judged(self, index: int) -> float:
+        """The score of point ``index``."""
+        small, macs = self._path.network(index), self._path.macs(index)
+        assert self._task.judge is not None  # nobody asks without
+        score = self._task.judge(small)
+        self.curve.append(Point(macs=macs, score=score.value, step="prune"))
+        share = macs / self._path.macs(0)
+        self._task.say(f"prune: {share:.1%} of the MACs score {score}, {self._task.least_score:.4g} is needed")
+        if score.value >= self._task.least_score:
+            self._best = (index, small)
+        return score.value
+
+    def outcome(self, index: int) -> Outcome:
+        """Point ``index`` as the step's result."""
+        note = "; ".join(_alone(self._path))
+        if index == 0:
+            note = "; ".join(["nothing could go without losing score", *_alone(self._path)])
+            return Outcome(model=self._path.model, note=note, curve=tuple(self.curve))
+        small = self._best[1] if self._best and self._best[0] == index else self._path.network(index)
+        return Outcome(model=small, edits=(self._path.edit(index),), note=note, curve=tuple(self.curve))
+
+
+def _alone(path: Path) -> list[str]:
+    return [f"left alone: {listed(path.left_alone)}"] if path.left_alone else []

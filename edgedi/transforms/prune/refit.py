@@ -1,0 +1,147 @@
+"""A narrower network's weights fitted anew, layer by layer in the order they run, to what the original's layers make.
+
+Each layer is fitted on what the *narrower* network gives it, so that errors of earlier layers are made up for and do
+not pile up (as in He, Zhang and Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", 2017). The fit is
+the one nearest to the weights that are there: ridge regression of the difference, in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from edgedi.transforms.data import Batch
+from edgedi.transforms.prune.cut import CONVOLUTIONS, Narrow
+from edgedi.transforms.prune.moments import samples_for
+from edgedi.transforms.prune.watch import Call, Watch
+
+RIDGES = (1e-3, 1e-1, 1e1)
+"""Added to the diagonal of the covariance, as a share of its mean."""
+FEW = 8
+"""Samples for each column from which on the smallest ridge will do."""
+MEMORY_BYTES = 2**30
+"""Of the largest map of all inputs together: every layer is fitted within one run of all inputs at once."""
+
+
+def together(batches: Sequence[Batch]) -> tuple[Any, ...]:
+    """All inputs as one batch: those whose tensors have the first one's shapes."""
+    leaves = [pytree.tree_flatten(batch.arguments) for batch in batches]
+    shapes = [[leaf.shape[1:] for leaf in flat if isinstance(leaf, Tensor)] for flat, _ in leaves]
+    alike = [flat for (flat, _), shape in zip(leaves, shapes, strict=True) if shape == shapes[0]]
+    joined = [torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0] for parts in zip(*alike, strict=True)]
+    return pytree.tree_unflatten(joined, leaves[0][1])
+
+
+class Teacher:
+    """What the original's layers make of the inputs, at the positions that a fit looks at; kept for many fits."""
+
+    @torch.no_grad()
+    def __init__(self, original: nn.Module, arguments: tuple[Any, ...], seed: int) -> None:
+        self.original, self.seed = original, seed
+        self.outputs: dict[str, Tensor] = {}
+        self.samples: dict[str, int] = {}
+        arguments = _fewer(original, arguments)
+        with Watch(original, _fitted(original), self._keep):
+            original(*arguments)
+        self.arguments = arguments
+
+    def _keep(self, call: Call) -> Tensor:
+        output = call.run()
+        self.samples[call.name] = samples_for(call.weight[0].numel())
+        self.outputs[call.name] = call.made(output, call.picks(self.seed, self.samples[call.name]))
+        return output
+
+    @torch.no_grad()
+    def fit(self, small: nn.Module, edit: Narrow) -> None:
+        """Change the weights of ``small``, which ``edit`` made of the original, in place."""
+        gone = {cut.layer: cut.outputs for cut in edit.cuts}
+
+        def see(call: Call) -> Tensor:
+            picks = call.picks(self.seed, self.samples[call.name])
+            wanted = self.outputs[call.name]
+            kept = [i for i in range(wanted.shape[1]) if i not in set(gone.get(call.name, ()))]
+            _fit(call, call.columns(picks), wanted[:, kept])
+            return call.run()
+
+        with Watch(small, self.outputs, see):
+            small(*self.arguments)
+
+
+def _fitted(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, (*CONVOLUTIONS, nn.Linear))]
+
+
+def _fewer(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """As many inputs as fit into ``MEMORY_BYTES``."""
+    largest = 1
+
+    def see(call: Call) -> Tensor:
+        nonlocal largest
+        output = call.run()
+        largest = max(largest, output[:1].numel() * output.element_size())
+        return output
+
+    def first(count: int) -> tuple[Any, ...]:
+        return pytree.tree_map(lambda leaf: leaf[:count] if isinstance(leaf, Tensor) else leaf, arguments)
+
+    with Watch(model, _fitted(model), see):
+        model(*first(1))
+    return first(max(16, MEMORY_BYTES // largest))
+
+
+def _fit(call: Call, columns: Tensor, wanted: Tensor) -> None:
+    """Least squares of one layer: ``columns`` [samples, groups, columns] to ``wanted`` [samples, outputs]."""
+    many = call.groups
+    weight = call.weight.reshape(many, -1, columns.shape[2])
+    x = columns.float()
+    found = torch.einsum("sgk,gok->sgo", x, weight.float())
+    if call.bias is not None:
+        found += call.bias.float().reshape(many, -1)
+    missing = wanted.float().reshape(len(x), many, -1) - found
+    mean, shift = x.mean(0), missing.mean(0)
+    if call.bias is not None:
+        x, missing = x - mean, missing - shift
+    change = _ridge(x.transpose(0, 1), missing.transpose(0, 1))
+    if not bool(change.isfinite().all()):
+        return
+    call.weight.copy_((weight.double() + change.transpose(1, 2)).reshape(call.weight.shape))
+    if call.bias is not None:
+        lift = shift.double() - torch.einsum("gk,gko->go", mean.double(), change)
+        call.bias.copy_(call.bias.double() + lift.flatten())
+
+
+def _ridge(x: Tensor, y: Tensor) -> Tensor:
+    """[groups, columns, outputs]: ``y`` [groups, samples, outputs] of ``x`` [groups, samples, columns], and small.
+
+    Where samples are few, the ridge is the one of ``RIDGES`` that does best on the last quarter of the samples when
+    fitted on the others; nothing is changed where that is best.
+    """
+    ridge = RIDGES[0]
+    if x.shape[1] < FEW * x.shape[2]:
+        known = x.shape[1] * 3 // 4
+        solve = _solver(x[:, :known], y[:, :known])
+        rest_x, rest_y = x[:, known:].double(), y[:, known:].double()
+        found = [(float((rest_y - rest_x @ solve(ridge)).square().sum()), ridge) for ridge in RIDGES]
+        error, ridge = min(found)
+        if error >= float(rest_y.square().sum()):
+            return torch.zeros(x.shape[0], x.shape[2], y.shape[2], dtype=torch.float64)
+    return _solver(x, y)(ridge)
+
+
+def _solver(x: Tensor, y: Tensor) -> Callable[[float], Tensor]:
+    """The solution for any ridge; by samples or by columns, whichever are fewer."""
+    by_samples = x.shape[2] > x.shape[1]
+    gram = (x @ x.transpose(1, 2) if by_samples else x.transpose(1, 2) @ x).double()
+    size = (x.square().sum((1, 2)).double() / x.shape[2])[:, None, None]
+    eye = torch.eye(gram.shape[1], dtype=torch.float64)
+    right = y.double() if by_samples else (x.transpose(1, 2) @ y).double()
+
+    def solve(ridge: float) -> Tensor:
+        solved = torch.cholesky_solve(right, torch.linalg.cholesky_ex(gram + (ridge * size + 1e-12) * eye).L)
+        return x.transpose(1, 2).double() @ solved if by_samples else solved
+
+    return solve

@@ -1,0 +1,170 @@
+"""The step "prune": what can be made up for goes first, what comes out scores enough, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgedi.errors import CompactionError
+from edgedi.transforms.arguments import LIKENESS
+from edgedi.transforms.compact import compact
+from edgedi.transforms.data import Batch
+from edgedi.transforms.measure import answer_of, difference, measured
+from edgedi.transforms.prune.path import find_path
+from tests.transforms.planted import Excited, Residual, image, randomised, widths
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def inputs(count: int, *size: int, seed: int = 1) -> Tensor:
+    return torch.randn(count, *size, generator=torch.Generator().manual_seed(seed))
+
+
+class Dependent(nn.Module):
+    """Of the stem's 8 channels, two are sums of others wherever its input is: they can go without a trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 3)
+        with torch.no_grad():
+            for tensor in (self.stem.weight, self.stem.bias):
+                tensor[3] = 0.5 * tensor[0] - 2 * tensor[6]
+                tensor[5] = tensor[1] + tensor[2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(x)).mean((2, 3))
+
+
+def test_channels_that_others_make_up_for_go_and_the_answer_stays():
+    model, x = Dependent().eval(), image()
+    macs = measured(model, (x,))[2].macs
+    small = compact(model, x, calibration=inputs(64, 3, 13, 11), target={"macs": 0.76}, steps=("prune",))
+    assert widths(small) == {"stem": (3, 6), "head": (6, 5)}
+    other = inputs(4, 3, 13, 11, seed=2)
+    assert difference(answer_of(small, (other,)), answer_of(model, (other,))) <= 2e-3
+    assert measured(small, (x,))[2].macs == 0.75 * macs
+
+
+class Toy(nn.Module):
+    """Classes of noise: a network that never was trained, and whose widths are all of use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 16, 3, 2), nn.ReLU(), nn.Conv2d(16, 12, 3)
+        )
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def validation(model: nn.Module, count: int = 96) -> list[tuple[Tensor, Tensor]]:
+    """Labels that the model itself gives."""
+    return [(x, answer_of(model, (x,)).argmax(1)) for x in inputs(count, 3, 9, 9, seed=3).split(32)]
+
+
+def toy() -> Toy:
+    """Its answers differ from input to input, as those of a trained network do."""
+    model = Toy().eval()
+    answers = answer_of(model, (inputs(256, 3, 9, 9, seed=4),))
+    with torch.no_grad():
+        scale = 1 / answers.std(0)
+        model.head.bias.copy_((model.head.bias - answers.mean(0)) * scale)
+        model.head.weight.mul_(scale[:, None])
+    return model
+
+
+def test_the_narrowest_network_that_scores_enough_comes_back():
+    model = toy()
+    small = compact(
+        model, inputs(2, 3, 9, 9), calibration=inputs(128, 3, 9, 9), validate=validation(model), tolerance=0.2
+    )
+    step = small.compaction.steps[-1]
+    tried = [point for point in small.compaction.curve if point.step == "prune"][:-1]
+    enough = [point.macs for point in tried if point.score >= 0.8]
+    assert step.name == "prune"
+    assert step.score.value >= 0.8
+    assert step.after.macs == min(enough) < 0.9 * step.before.macs
+    assert len(tried) <= 10
+    assert any(point.score < 0.8 and point.macs < step.after.macs for point in tried)
+
+
+def test_without_labels_it_answers_as_the_original_does():
+    model = toy()
+    small = compact(model, inputs(2, 3, 9, 9), calibration=inputs(160, 3, 9, 9))
+    step = small.compaction.steps[-1]
+    assert step.score.value >= LIKENESS
+    assert step.score.count == 40
+    assert step.after.macs < step.before.macs
+
+
+@pytest.mark.parametrize("kind", [Residual, Excited])
+def test_other_answers_than_classes(kind: type):
+    model = randomised(kind())
+    small = compact(model, image(), calibration=inputs(40, 3, 13, 11), target={"macs": 0.8})
+    assert small.compaction.steps[-1].after.macs <= 0.8 * measured(model, (image(),))[2].macs
+    assert 0.3 < small.compaction.steps[-1].score.value < 1
+
+
+def test_same_seed_same_result_whatever_the_global_generator_and_the_model_is_untouched():
+    model, x = toy(), inputs(2, 3, 9, 9)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    first = compact(model, x, calibration=inputs(32, 3, 9, 9), target={"macs": 0.7}, seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    second = compact(model, x, calibration=inputs(32, 3, 9, 9), target={"macs": 0.7}, seed=5)
+    assert widths(first) == widths(second) != widths(model)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_fit_halves_the_error_of_the_weights_that_are_left():
+    model, x, other = toy(), inputs(2, 3, 9, 9), inputs(64, 3, 9, 9, seed=6)
+    path = find_path(model, (x,), [Batch((inputs(128, 3, 9, 9),))], 0, lambda line: None)
+    index = next(i for i in range(len(path.widths)) if path.macs(i) <= 0.8 * path.macs(0))
+    plain = path.edit(index).apply(copy.deepcopy(model), (x,))
+    exact = answer_of(model, (other,))
+    errors = [float((answer_of(small, (other,)) - exact).square().mean()) for small in (path.network(index), plain)]
+    assert errors[0] < 0.5 * errors[1]
+    assert measured(plain, (x,))[2].macs == path.macs(index)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_a_target_that_cannot_be_reached_says_what_can():
+    with pytest.raises(
+        CompactionError, match=r"the narrowest network that 'prune' makes has [\d,]+: [\d,]+ MACs score 0\.\d+"
+    ):
+        compact(toy(), inputs(2, 3, 9, 9), calibration=inputs(32, 3, 9, 9), target={"macs": 0.001})
+
+
+def test_a_model_whose_widths_cannot_change_says_so_and_comes_back_simplified():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)).eval()
+    small = compact(model, image(), calibration=inputs(16, 3, 13, 11))
+    assert widths(small) == {"0": (3, 4)}
+    assert isinstance(small[1], nn.Identity)
+    assert small.compaction.steps[-1].note == "no width can change"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"method": "l2"}, ValueError, "method is 'l2'; give 'reconstruct' or 'l1'"),
+        ({"method": "l1"}, ValueError, "method='l1' drops filters until validation falls: pass validate=..."),
+        ({"target": 0.5}, ValueError, r'target is 0.5; give \{"macs": 0.5\}'),
+        ({"target": {"macs": 0}}, ValueError, r"target\['macs'\] is 0; give a share"),
+        ({"target": {"macs": 0.5}, "steps": ("simplify",)}, ValueError, "target needs the step 'prune'"),
+        ({"steps": ("prune",), "calibration": None}, ValueError, "the step 'prune' needs data: pass calibration=..."),
+    ],
+)
+def test_bad_arguments(arguments: dict, error: type[Exception], text: str):
+    with pytest.raises(error, match=text):
+        compact(toy(), inputs(2, 3, 9, 9), **{"calibration": inputs(16, 3, 9, 9), **arguments})
