@@ -1,0 +1,98 @@
+"""The published rule against a plain reading of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgedi.transforms.compact import compact
+from edgedi.transforms.measure import answer_of
+from edgedi.transforms.prune.groups import groups_of
+from edgedi.transforms.prune.l1 import norms_of
+from tests.transforms.planted import Residual, image, widths
+
+
+class Small(nn.Module):
+    """Two layers to choose filters of, a flatten, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 5, 3), nn.Conv2d(5, 4, 3), nn.Linear(4 * 4 * 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.flatten(F.relu(self.second(F.relu(self.first(x)))), 1))
+
+
+@pytest.fixture
+def model() -> Small:
+    torch.manual_seed(3)
+    return Small().eval()
+
+
+def labelled(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    x = torch.randn(200, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return [(x, answer_of(model, (x,)).argmax(1))]
+
+
+def accuracy_without(model: Small, gone: dict[str, list[int]], x: Tensor, labels: Tensor) -> float:
+    """A filter that is gone reads as zeros: its output after the activation is set to zero."""
+    with torch.no_grad():
+        a = F.relu(model.first(x))
+        a[:, gone["first"]] = 0
+        b = F.relu(model.second(a))
+        b[:, gone["second"]] = 0
+        return float((model.last(torch.flatten(b, 1)).argmax(1) == labels).float().mean())
+
+
+def by_hand(model: Small, x: Tensor, labels: Tensor, least: float) -> dict[str, list[int]]:
+    layers = {"first": model.first, "second": model.second}
+    order = {name: layer.weight.detach().abs().flatten(1).sum(1).argsort().tolist() for name, layer in layers.items()}
+    gone: dict[str, list[int]] = {name: [] for name in layers}
+    locked: set[str] = set()
+    while len(locked) < len(layers):
+        for name in layers:
+            if name in locked:
+                continue
+            after = {**gone, name: order[name][: len(gone[name]) + 1]}
+            if accuracy_without(model, after, x, labels) < least:
+                locked.add(name)
+            else:
+                gone = after
+            if len(gone[name]) == len(order[name]) - 1:
+                locked.add(name)
+    return gone
+
+
+@pytest.mark.parametrize("tolerance", [0.05, 0.2, 0.5])
+def test_the_rule(model: Small, tolerance: float):
+    ((x, labels),) = validate = labelled(model)
+    gone = by_hand(model, x, labels, 1 - tolerance)
+    kept = {name: [i for i in range(many) if i not in gone[name]] for name, many in (("first", 5), ("second", 4))}
+    small = compact(model, x[:2], calibration=x, validate=validate, tolerance=tolerance, method="l1", steps=("prune",))
+    assert torch.equal(small.first.weight, model.first.weight[kept["first"]])
+    assert torch.equal(small.second.weight, model.second.weight[kept["second"]][:, kept["first"]])
+    columns = model.last.weight.view(3, 4, 16)[:, kept["second"]].flatten(1)
+    assert torch.equal(small.last.weight, columns)
+    assert small.compaction.steps[-1].score.value >= 1 - tolerance
+
+
+def test_it_stops_at_the_target(model: Small):
+    ((x, _),) = validate = labelled(model)
+    small = compact(
+        model, x[:2], calibration=x, validate=validate, tolerance=1.0, method="l1", target={"macs": 0.5},
+        steps=("prune",),
+    )  # fmt: skip
+    step = small.compaction.steps[-1]
+    before = small.compaction.curve[-3].macs
+    assert step.after.macs <= 0.5 * step.before.macs < before
+    assert widths(small)["last"][1] == 3
+
+
+def test_layers_that_hang_together_are_scored_by_all_their_filters():
+    model = Residual().eval()
+    groups, _ = groups_of(model, (image(),))
+    stem = next(group for group in groups if group.name == "stem")
+    sums = [layer.weight.detach().double().abs().flatten(1).sum(1) for layer in (model.stem, model.outer)]
+    assert torch.allclose(torch.from_numpy(norms_of(model, stem)), sums[0] + sums[1])
