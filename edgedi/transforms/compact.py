@@ -70,7 +70,9 @@ def compact(
       narrowest network found that scores enough is taken; with ``target``, as {"macs": 0.5} for half of the original's
       multiplications, that one whatever it scores. ``method`` "l1" is the published rule, to compare with: filters by
       their weights' sums, without a fit, as long as ``validate`` allows.
-    * "recover" trains what the other steps made towards the original's answers. It needs ``train``.
+    * "recover" trains what the other steps made towards the original's answers. It needs ``train``. With "prune" among
+      the steps, a judge and no ``target`` it narrows further and trains again, and takes the smallest that scores
+      enough; else it trains the network as it is for what is left of ``budget_s``.
 
     ``calibration``: inputs without labels, a tensor or batches. ``train``: inputs, or (inputs, labels) batches, to
     learn from; ``loss(outputs, labels)`` says what is learnt of labels that are not classes. ``validate``: (inputs,
@@ -108,7 +110,7 @@ def compact(
         "method": method, "target": share,
     }  # fmt: skip
     store = store_of(checkpoint, model, arguments, settings, task.validate)
-    task = replace(task, budget=Budget(budget_s, used_s=budget.used_s + store.used_s()))
+    task = replace(task, budget=Budget(budget_s, used_s=budget.used_s + store.used_s()), narrows="prune" in chosen)
     slot, small, now = store.slot("finished"), model, size
     done = kept.load(slot)
     for finished in done:

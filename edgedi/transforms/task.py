@@ -91,6 +91,8 @@ class Task:
     """``None``: each layer its own, 4 or 8."""
     method: str = "reconstruct"
     seed: int = 0
+    narrows: bool = False
+    """Whether "recover" may narrow layers further: where "prune" is among the steps."""
     store: Store = NOWHERE
     """Where a step may keep what it has so far, in slots of its own."""
 

@@ -12,6 +12,7 @@ from torch import nn
 from edgedi.errors import CompactionError
 from edgedi.transforms.edits import plain_of, redo, value_of
 from edgedi.transforms.measure import measured
+from edgedi.transforms.prune.prune import narrow_to
 from edgedi.transforms.recover.distil import distil
 from edgedi.transforms.recover.search import Trial, next_macs, share_of
 from edgedi.transforms.store import Slot
@@ -20,8 +21,8 @@ from edgedi.transforms.task import Budget, Edit, Outcome, Point, Task
 STEPS_WITHOUT_BUDGET = 1000
 """So many steps has a training where ``budget_s`` is not given."""
 
-NarrowTo = Callable[[nn.Module, Task, int], Outcome]
-"""``narrow_to(model, task, macs)``: the network with narrower layers, which costs about ``macs``."""
+NarrowBy = Callable[[nn.Module, Task, int], Outcome]
+"""``narrow(model, task, macs)``: the network with narrower layers, which costs about ``macs``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +49,19 @@ class Search:
 
 def recover_step(model: nn.Module, task: Task) -> Outcome:
     """The step."""
-    return recover(model, task, None)
+    return recover(model, task, _narrow if task.narrows else None)
 
 
-def recover(model: nn.Module, task: Task, narrow_to: NarrowTo | None) -> Outcome:
+def _narrow(model: nn.Module, task: Task, macs: int) -> Outcome:
+    """By what the step "prune" does, from training inputs where there is no calibration."""
+    return narrow_to(model, replace(task, calibration=task.calibration or task.train), macs)
+
+
+def recover(model: nn.Module, task: Task, narrow: NarrowBy | None) -> Outcome:
     """With a target, or nothing to cut or judge by: ``model`` trained. Else the smallest network that scores enough."""
-    if narrow_to is None or task.judge is None or task.target_macs is not None:
+    if narrow is None or task.judge is None or task.target_macs is not None:
         return _trained(model, task)
-    return _smallest(model, task, narrow_to)
+    return _smallest(model, task, narrow)
 
 
 def _trained(model: nn.Module, task: Task) -> Outcome:
@@ -75,10 +81,10 @@ def _trained(model: nn.Module, task: Task) -> Outcome:
 _FAILED = "training failed, and the network was left as it was"
 
 
-def _smallest(model: nn.Module, task: Task, narrow_to: NarrowTo) -> Outcome:
+def _smallest(model: nn.Module, task: Task, narrow: NarrowBy) -> Outcome:
     slot, start = task.store.slot("search"), _macs(model, task)
     last = _load(slot, model, task)
-    while (further := _further(last, start, task, narrow_to, slot)) is not None:
+    while (further := _further(last, start, task, narrow, slot)) is not None:
         last = further
     held = sum(trial.held for trial in last.trials)
     return Outcome(
@@ -89,10 +95,10 @@ def _smallest(model: nn.Module, task: Task, narrow_to: NarrowTo) -> Outcome:
     )
 
 
-def _further(search: Search, start: int, task: Task, narrow_to: NarrowTo, slot: Slot) -> Search | None:
+def _further(search: Search, start: int, task: Task, narrow: NarrowBy, slot: Slot) -> Search | None:
     """The search after one more network; ``None`` where it is over."""
     if search.tried is None:
-        cut = _cut(search, start, task, narrow_to)
+        cut = _cut(search, start, task, narrow)
         if cut is None:
             return None
         search = cut
@@ -113,7 +119,7 @@ def _further(search: Search, start: int, task: Task, narrow_to: NarrowTo, slot: 
     return after
 
 
-def _cut(search: Search, start: int, task: Task, narrow_to: NarrowTo) -> Search | None:
+def _cut(search: Search, start: int, task: Task, narrow: NarrowBy) -> Search | None:
     """With the next network to be tried; ``None`` where there is none, or no time."""
     macs, left_s = next_macs(start, search.trials), task.budget.left_s
     if macs is None or left_s <= 0:
@@ -123,7 +129,7 @@ def _cut(search: Search, start: int, task: Task, narrow_to: NarrowTo) -> Search 
         # What came in does not score enough: it is trained as it is, and cut further only if that helps.
         return None if search.trials else replace(search, tried=search.held, until_s=until_s)
     try:
-        outcome = narrow_to(search.held.model, task, macs)
+        outcome = narrow(search.held.model, task, macs)
     except CompactionError:  # nothing that narrow is left to be had
         return None
     if _macs(outcome.model, task) >= _macs(search.held.model, task):

@@ -239,10 +239,35 @@ def told(model: nn.Module) -> list[tuple[Any, ...]]:
     return [(step.name, step.before, step.after, step.score, step.note) for step in model.compaction.steps]
 
 
-@pytest.mark.parametrize("kill_after", [3, 15])
+def test_with_pruning_among_the_steps_it_narrows_further(original: nn.Module, options: dict[str, Any]):
+    given = {**options, "train": batches_of(*blobs()), "steps": ("simplify", "prune", "recover")}
+    # The published rule cuts little without training, so that much is left for this step.
+    small = compact(original, X, method="l1", **given)
+    _, pruned, recovered = small.compaction.steps
+    assert recovered.before == pruned.after
+    assert recovered.after.macs < 0.75 * pruned.after.macs
+    assert recovered.score.value >= small.compaction.score.value - 0.05
+    assert recovered.note.startswith("of ")
+    with torch.no_grad():
+        assert small(X).shape == (8, 3)
+    to_target = compact(original, X, target={"macs": 0.3}, **given)
+    _, pruned, recovered = to_target.compaction.steps
+    assert pruned.after.macs <= 0.3 * macs_of(original)
+    assert recovered.after == pruned.after
+    assert recovered.score.value >= pruned.score.value
+
+
+@pytest.mark.parametrize(("kill_after", "pruned"), [(3, False), (15, False), (20, True), (70, True)])
 def test_a_killed_compact_goes_on(
-    original: nn.Module, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_after: int
+    original: nn.Module,
+    options: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kill_after: int,
+    pruned: bool,
 ):
+    if pruned:
+        options |= {"steps": ("simplify", "prune", "recover"), "method": "l1"}
     monkeypatch.setattr("edgedi.transforms.store.EVERY_S", 0.0)  # every step is kept
     batches = Batches(batches_of(*blobs()))
     expected = compact(original, X, train=batches, **options)
