@@ -50,8 +50,8 @@ def minimax(num_workers: int, length: int, cost: ShareCost, *, grain: int = 1, l
     if num_workers == 2:
         crossing = search.crossing()
         return crossing if crossing.seconds < limit else None
-    best = search.within(min(limit, math.nextafter(math.inf, 0)))  # infinity is not a time
-    if best is None or best.seconds >= limit:
+    best = search.within(math.nextafter(limit, -math.inf))  # under the limit; infinity is not a time
+    if best is None:
         return None
     low = 0.0
     while low < best.seconds * (1 - PRECISION):
