@@ -272,7 +272,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
 def test_the_recipe_says_how_it_is_done(original: nn.Module, damaged: nn.Module):
     usual = distil(damaged, original, train_data(), num_steps=5)
     for other in (
-        Recipe(learning_rate=0.01), Recipe(temperature=8.0), Recipe(blends=0.0), Recipe(average=1.0),
+        Recipe(learning_rate=0.01), Recipe(temperature=8.0), Recipe(blends=1.0), Recipe(average=1.0),
         Recipe(label_share=0.9), Recipe(momentum=0.5), Recipe(weight_decay=0.1),
     ):  # fmt: skip
         assert not same_weights(usual, distil(damaged, original, train_data(), num_steps=5, recipe=other))
