@@ -52,6 +52,7 @@ COMPACT = {
     "steps": None,
     "method": "reconstruct",
     "target": None,
+    "scar_ratio": "auto",
     "seed": 0,
     "progress": None,
 }

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from edgedi.transforms.data import Data, quartered
+from edgedi.transforms.replace.candidates import RATIOS
 from edgedi.transforms.score import Judge, Metric, judge_by_accuracy, judge_by_likeness, judge_by_metric
 from edgedi.transforms.store import Store, digest_of, digest_of_model
 from edgedi.transforms.task import Budget, Loss, Say, Task
@@ -20,6 +21,7 @@ from edgedi.transforms.task import Budget, Loss, Say, Task
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "simplify": (),
     "prune": ("calibration", "train"),
+    "scar": ("train",),
     "recover": ("train",),
 }
 """The steps, in the order in which they run, and the arguments of which each needs one."""
@@ -45,6 +47,15 @@ def check_budget(budget_s: Any) -> None:
     number = isinstance(budget_s, (int, float)) and not isinstance(budget_s, bool)
     if budget_s is not None and not (number and 0 < budget_s < math.inf):
         raise ValueError(f"budget_s is {budget_s!r}; give seconds, more than 0, or None")
+
+
+def ratio_of(scar_ratio: Any) -> int | None:
+    """``None`` for each layer its own. ``ValueError`` where there is no such ratio."""
+    if scar_ratio == "auto":
+        return None
+    if type(scar_ratio) is not int or scar_ratio not in RATIOS:
+        raise ValueError(f'scar_ratio is {scar_ratio!r}; give "auto", {" or ".join(map(str, RATIOS))}')
+    return scar_ratio
 
 
 def arguments_of(example_inputs: Any) -> tuple[Any, ...]:
@@ -108,6 +119,7 @@ def task_of(
     loss: Loss | None,
     tolerance: float,
     budget: Budget,
+    scar_ratio: int | str,
     seed: int,
     method: str,
     target_macs: int | None,
@@ -131,6 +143,7 @@ def task_of(
         validate=None
         if validate is None
         else Data(validate, "validate", num_arguments=many, labelled=True, ordered=True),
+        scar_ratio=ratio_of(scar_ratio),
         seed=seed,
         method=method,
         target_macs=target_macs,

@@ -27,6 +27,7 @@ from edgedi.transforms.finished import Finished
 from edgedi.transforms.measure import difference, measured
 from edgedi.transforms.prune.prune import prune_step
 from edgedi.transforms.recover.recover import recover_step
+from edgedi.transforms.replace.replace import replace_step
 from edgedi.transforms.report import Compaction, Size, Step, changes
 from edgedi.transforms.score import Metric, Score
 from edgedi.transforms.task import Budget, Loss, Outcome, Point, Say, Task
@@ -34,6 +35,7 @@ from edgedi.transforms.task import Budget, Loss, Outcome, Point, Say, Task
 STEPS: Mapping[str, Callable[[nn.Module, Task], Outcome]] = {
     "simplify": simplify_step,
     "prune": prune_step,
+    "scar": replace_step,
     "recover": recover_step,
 }
 
@@ -51,6 +53,7 @@ def compact(
     steps: Sequence[str] | None = None,
     method: str = "reconstruct",
     target: Mapping[str, float] | None = None,
+    scar_ratio: int | str = "auto",
     budget_s: float | None = None,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -70,6 +73,9 @@ def compact(
       narrowest network found that scores enough is taken; with ``target``, as {"macs": 0.5} for half of the original's
       multiplications, that one whatever it scores. ``method`` "l1" is the published rule, to compare with: filters by
       their weights' sums, without a fit, as long as ``validate`` allows.
+    * "scar" puts SCAR blocks in the place of wide convolutions, where they cost less: each is fitted to its layer, then
+      the network is trained, and as many stay as the metric allows. ``scar_ratio`` is that of a block's outputs to what
+      is inside, 4 or 8, or "auto" for each its own. Needs ``train``, and ``validate`` to tell. Linear heads stay.
     * "recover" trains what the other steps made towards the original's answers. It needs ``train``. With "prune" among
       the steps, a judge and no ``target`` it narrows further and trains again, and takes the smallest that scores
       enough; else it trains the network as it is for what is left of ``budget_s``.
@@ -102,12 +108,12 @@ def compact(
     budget = Budget(budget_s)
     task = task_of(
         model, arguments, say, calibration=calibration, train=train, validate=validate, metric=metric, loss=loss,
-        tolerance=tolerance, budget=budget, seed=seed, method=method,
+        tolerance=tolerance, budget=budget, scar_ratio=scar_ratio, seed=seed, method=method,
         target_macs=None if share is None else round(share * size.macs),
     )  # fmt: skip
     settings = {
         "steps": chosen, "tolerance": tolerance, "seed": seed, "budget_s": budget_s, "metric": metric, "loss": loss,
-        "method": method, "target": share,
+        "method": method, "target": share, "scar_ratio": scar_ratio,
     }  # fmt: skip
     store = store_of(checkpoint, model, arguments, settings, task.validate)
     task = replace(task, budget=Budget(budget_s, used_s=budget.used_s + store.used_s()), narrows="prune" in chosen)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from edgedi.transforms.exact.simplify import Simplify
 from edgedi.transforms.prune.cut import Cut, Narrow
+from edgedi.transforms.replace.block import Replace
 from edgedi.transforms.task import Edit
 
-EDITS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in (Simplify, Narrow, Cut)}
+EDITS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in (Simplify, Narrow, Cut, Replace)}
 """What steps do to a network's structure, and the values these hold: all that a checkpoint may hold."""
 
 

@@ -105,9 +105,26 @@ class Compaction:
 
 
 def changes(before: Sequence[LayerSize], after: Sequence[LayerSize]) -> tuple[LayerChange, ...]:
-    """The layers of ``before``, each with what has its name in ``after`` and is of its kind."""
+    """The layers of ``before``, each with what has its name in ``after`` and is of its kind, or stands in its place."""
     kept: Mapping[tuple[str, str], LayerSize] = {(layer.name, layer.kind): layer for layer in after}
-    return tuple(LayerChange(before=layer, after=kept.get((layer.name, layer.kind))) for layer in before)
+    return tuple(
+        LayerChange(before=layer, after=kept.get((layer.name, layer.kind)) or _stand_in(layer, before, after))
+        for layer in before
+    )
+
+
+def _stand_in(layer: LayerSize, before: Sequence[LayerSize], after: Sequence[LayerSize]) -> LayerSize | None:
+    """The parts of what ``layer`` was replaced by, as one; ``None`` where it was not."""
+    inside = layer.name + "."
+    parts = [part for part in after if part.name.startswith(inside)]
+    if not parts or any(part.name.startswith(inside) for part in before):
+        return None
+    size = Size(
+        parameters=sum(part.size.parameters for part in parts),
+        macs=sum(part.size.macs for part in parts),
+        num_bytes=sum(part.size.num_bytes for part in parts),
+    )
+    return LayerSize(name=layer.name, kind=" + ".join(part.kind for part in parts), width=layer.width, size=size)
 
 
 def _widths(layer: LayerChange) -> str:

@@ -71,6 +71,10 @@ class Scar(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, in_channels, rows, columns] to [batch, out_channels, ...] of the convolution it stands in for."""
+        return self.restore(self.gated(x))
+
+    def gated(self, x: Tensor) -> Tensor:
+        """What ``restore`` reads: [batch, m, ...]."""
         x = self.convolution(self.squeeze(x))
         attention = torch.sigmoid(self.attention(x.mean((2, 3))))
-        return self.restore(x * attention[:, :, None, None])
+        return x * attention[:, :, None, None]

@@ -78,7 +78,7 @@ def test_a_network_is_trained_within_its_budget_and_goes_on_from_a_checkpoint(
     options = ("--model", "tiny_networks:dead", "--data", "tiny_networks:taught", "--budget", "2")
     kept = ("--checkpoint", str(tmp_path / "kept"))
     found = run(*options, *kept, out=tmp_path / "one")
-    assert [step["name"] for step in found["steps"]] == ["simplify", "recover"]
+    assert [step["name"] for step in found["steps"]] == ["simplify", "prune", "scar", "recover"]
     capsys.readouterr()
     again = run(*options, *kept, out=tmp_path / "two")
     assert "edgedi-compact: recover: done before, from the checkpoint" in capsys.readouterr().err

@@ -1,0 +1,173 @@
+"""The step "scar": blocks for convolutions, as many as the score allows after training the whole."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from edgedi.errors import CompactionError
+from edgedi.transforms.exact.traced import trace
+from edgedi.transforms.measure import answer_of, difference, measured
+from edgedi.transforms.recover.distil import distil
+from edgedi.transforms.replace.block import Replace, stand_in
+from edgedi.transforms.replace.candidates import RATIOS, Candidate, Option, candidates, in_order, ratios_of, saved_by
+from edgedi.transforms.replace.fits import Fits, fit_all, fits_of, options_of, plain_of, with_blocks
+from edgedi.transforms.score import Judge
+from edgedi.transforms.store import Slot
+from edgedi.transforms.task import Budget, Outcome, Point, Task
+
+STEPS_WITHOUT_BUDGET = 1000
+"""So many steps has a training where ``budget_s`` is not given."""
+TRAINING = 0.5
+"""The share of the time left that one training takes: the next, or a later step, has the rest."""
+
+Train = Callable[[nn.Module, Task, Budget, Slot], nn.Module]
+"""The network trained towards the original's answers, in evaluation mode; what is given may be changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What the step has so far."""
+
+    fits: Fits = field(default_factory=dict)
+    tried: tuple[Point, ...] = ()
+    """Networks that did not score enough."""
+    until_s: float | None = None
+    """Second of the budget at which the training under way ends; ``None`` where none is, or there is no budget."""
+
+
+def replace_step(model: nn.Module, task: Task) -> Outcome:
+    """The step."""
+    return replace_layers(model, task, _distilled)
+
+
+def replace_layers(model: nn.Module, task: Task, train: Train) -> Outcome:
+    """Blocks fitted one by one, put in as many as pay, trained together towards the original's answers.
+
+    All that pay first; where the score does not hold, the first half of them, and so on: see ``in_order``. With a
+    target, no more than are needed for it.
+    """
+    if task.judge is None:
+        return Outcome(model=model, note="left alone: nothing says whether the score holds; pass validate=...")
+    macs = _macs(model, task)
+    if task.target_macs is not None and macs <= task.target_macs:
+        return Outcome(model=model)
+    ratios = RATIOS if task.scar_ratio is None else (task.scar_ratio,)
+    found = _that_run(model, candidates(trace(model, task.arguments), ratios), task.arguments)
+    if not found:
+        return Outcome(model=model, note="left alone: no convolution costs less as a SCAR block")
+    slot = task.store.slot("replace")
+    progress = _load(slot, model)
+    fits = fit_all(model, found, task, progress.fits, lambda some: _save(slot, replace(progress, fits=some)))
+    order: Sequence[Option] = in_order(options_of(found, fits))
+    if task.target_macs is not None:
+        order = _enough(order, macs - task.target_macs)
+    return _largest_that_holds(model, order, replace(progress, fits=fits), task, task.judge, train)
+
+
+def _largest_that_holds(
+    model: nn.Module, order: Sequence[Option], progress: Progress, task: Task, judge: Judge, train: Train
+) -> Outcome:
+    slot = task.store.slot("replace")
+    for count in list(_halves(len(order)))[len(progress.tried) :]:
+        progress = _timed(progress, task, slot)
+        if progress.until_s is not None and progress.until_s <= task.budget.used_s:
+            break
+        ratios = ratios_of(order[:count])
+        small = _trained(with_blocks(model, ratios, progress.fits), task, progress, train, f"replace-{count}")
+        macs, score = _macs(small, task), judge(small)
+        if score.value >= task.least_score:
+            task.say(f"scar: {len(ratios)} layers replaced, {macs:,} MACs, score {score}, enough")
+            note = _note(ratios, progress.fits)
+            return Outcome(model=small, edits=(Replace(ratios=ratios),), note=note, curve=progress.tried)
+        task.say(f"scar: {len(ratios)} layers replaced, {macs:,} MACs, score {score}, too little")
+        point = Point(macs=macs, score=score.value, step="scar")
+        progress = replace(progress, tried=(*progress.tried, point), until_s=None)
+        _save(slot, progress)
+    return Outcome(model=model, note="left alone: with SCAR blocks the score did not hold", curve=progress.tried)
+
+
+def _timed(progress: Progress, task: Task, slot: Slot) -> Progress:
+    """With the end of the next training."""
+    if progress.until_s is not None or task.budget.seconds is None:
+        return progress
+    progress = replace(progress, until_s=task.budget.used_s + TRAINING * task.budget.left_s)
+    _save(slot, progress)
+    return progress
+
+
+def _trained(student: nn.Module, task: Task, progress: Progress, train: Train, name: str) -> nn.Module:
+    """``student`` after its training, or without it where that failed."""
+    left_s = None if progress.until_s is None else progress.until_s - task.budget.used_s
+    try:
+        return train(student, task, task.budget.part(left_s), task.store.slot(name))
+    except CompactionError as error:
+        task.say(f"scar: {error}")
+        return student
+
+
+def _distilled(student: nn.Module, task: Task, budget: Budget, slot: Slot) -> nn.Module:
+    endless, data = budget.seconds is None, task.train or task.calibration
+    assert data is not None
+    return distil(
+        student, task.original, data, num_steps=STEPS_WITHOUT_BUDGET if endless else None,
+        budget=None if endless else budget, loss=task.loss, seed=task.seed, judge=task.judge, slot=slot,
+        say=lambda line: task.say(f"scar: {line}"),
+    )  # fmt: skip
+
+
+def _that_run(model: nn.Module, found: Sequence[Candidate], arguments: tuple[Any, ...]) -> Sequence[Candidate]:
+    """Those for which the model's own code takes a block: it may read what a convolution has and a block has not."""
+    expected = answer_of(model, arguments)
+
+    def runs(some: Sequence[Candidate]) -> bool:
+        small = copy.deepcopy(model)
+        for candidate in some:
+            convolution: Any = small.get_submodule(candidate.name)
+            small.set_submodule(candidate.name, stand_in(convolution, max(candidate.saved)))
+        try:
+            return difference(answer_of(small, arguments), expected) < float("inf")
+        except Exception:  # whatever the model's own code does
+            return False
+
+    return found if runs(found) else [candidate for candidate in found if runs([candidate])]
+
+
+def _enough(order: Sequence[Option], least: int) -> Sequence[Option]:
+    """The first of them that save ``least`` MACs; all where that is not enough."""
+    counts = (count for count in range(1, len(order)) if saved_by(order[:count]) >= least)
+    return order[: next(counts, len(order))]
+
+
+def _halves(count: int) -> Iterator[int]:
+    while count:
+        yield count
+        count //= 2
+
+
+def _note(ratios: Mapping[str, int], fits: Fits) -> str:
+    """What stands where, and how far each block was from its layer before the whole was trained."""
+    parts = (f"{name} 1/{ratio} (error {fits[name][ratio].error:.2f})" for name, ratio in ratios.items())
+    return "blocks for " + ", ".join(parts)
+
+
+def _macs(model: nn.Module, task: Task) -> int:
+    return measured(model, task.arguments)[2].macs
+
+
+def _save(slot: Slot, progress: Progress) -> None:
+    tried = [asdict(point) for point in progress.tried]
+    slot.save({"fits": plain_of(progress.fits), "tried": tried, "until_s": progress.until_s})
+
+
+def _load(slot: Slot, model: nn.Module) -> Progress:
+    """As ``_save`` left it, or at the start."""
+    state = slot.load()
+    if state is None:
+        return Progress()
+    tried = tuple(Point(**point) for point in state["tried"])
+    return Progress(fits=fits_of(model, state["fits"]), tried=tried, until_s=state["until_s"])
