@@ -16,7 +16,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,11 @@ from bench.pretrained import (
     street_scenes,
     true_boxes,
 )
+from bench.vgg_cifar import Images, augmented, training_images
+from bench.vgg_cifar import network as vgg_cifar
 from edgedi import compact
 from edgedi.transforms.measure import measured
+from edgedi.transforms.report import Size
 from edgedi.transforms.score import Score
 
 Judge = Callable[[nn.Module], Score]
@@ -67,8 +70,9 @@ class Case:
 
     name: str
     set_up: Callable[[Path], Setting]
-    least_cut: float | None
+    least_cut: float
     most_fall: float
+    least_parameter_cut: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,26 +89,15 @@ class Row:
     after: Score
     control: Score | None
     seconds: float
-    least_cut: float | None
-    most_fall: float
-    steps: str = field(default="")
+    held: bool
+    """Whether its bar was reached."""
+    steps: str
+    """The table of the compaction."""
 
     @property
     def cut(self) -> float:
         """Of the original's MACs."""
         return 1 - self.macs[1] / self.macs[0]
-
-    @property
-    def fall(self) -> float:
-        """Of the score, from the control's where there is one."""
-        return (self.control or self.before).value - self.after.value
-
-    @property
-    def verdict(self) -> str:
-        """PASS or FAIL; "" where the row has no bar."""
-        if self.least_cut is None:
-            return ""
-        return "PASS" if self.cut >= self.least_cut and self.fall <= self.most_fall + 1e-9 else "FAIL"
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -181,60 +174,80 @@ def detector(data: Path) -> Setting:
 # --- with training ----------------------------------------------------------------------------------------------------
 
 
-class Crops:
-    """Training batches: shifted by up to four pixels and mirrored by chance, from a seed of its own for each pass."""
+class Augmented:
+    """Batches of training images, mirrored and shifted by chance; another order in each pass."""
 
-    def __init__(self, pixels: Tensor, labels: Tensor, batch: int = 128) -> None:
-        """``pixels``: bytes [number, 3, 32, 32]."""
-        self._pixels, self._labels, self._batch = pixels, labels, batch
+    def __init__(self, images: Images, batch: int = 128) -> None:
+        self._images, self._batch = images, batch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in torch.randperm(len(self._pixels)).split(self._batch):
+        generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+        for rows in torch.randperm(len(self._images.labels), generator=generator).split(self._batch):
             if len(rows) == self._batch:
-                yield self._shifted(normalised(self._pixels[rows].permute(0, 2, 3, 1).numpy())), self._labels[rows]
-
-    def _shifted(self, x: Tensor) -> Tensor:
-        padded = nn.functional.pad(x, (4, 4, 4, 4))
-        shifts = torch.randint(0, 9, (len(x), 2)).tolist()
-        moved = torch.stack(
-            [image[:, top : top + 32, left : left + 32] for image, (top, left) in zip(padded, shifts, strict=True)]
-        )
-        mirrored = torch.rand(len(x)) < 0.5
-        moved[mirrored] = moved[mirrored].flip(3)
-        return moved
+                yield augmented(self._images.pixels[rows], generator), self._images.labels[rows]
 
 
-def on_cifar(depth: int, macs: float, budget_s: float) -> Callable[[Path], Setting]:
-    """ResNet-20 or ResNet-56, cut to a share of its MACs and trained for what is left of the budget."""
+def on_cifar(build: Callable[[Path], nn.Module], **options: Any) -> Callable[[Path], Setting]:
+    """A network of CIFAR-10's size that learns from the JPEG training images and their labels, as its control does.
+
+    By labels, too: the pretrained networks have not seen JPEG's damage, so the original gains from more training, and a
+    compact network that learnt from the original alone could not keep up with a control that may gain.
+    """
 
     def set_up(data: Path) -> Setting:
-        import images
-
-        pixels, labels = images.cifar10("train", data)
-        order = np.random.default_rng(0).permutation(len(pixels))
-        held, learnt = order[:5000], order[5000:]
-        validate = list(
-            zip(normalised(pixels[held]).split(500), torch.from_numpy(labels[held]).split(500), strict=True)
-        )
-        train = Crops(torch.from_numpy(pixels[learnt].transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels[learnt]))
-        x, test_labels = cifar(data)
+        learnt, held = training_images(data)
+        x, labels = cifar(data)
         return Setting(
-            model=resnet_cifar(data, depth), example=x[:1], judge=top_1(x.split(500), test_labels), trains=True,
+            model=build(data), example=x[:1], judge=top_1(x.split(500), labels), trains=True,
             options={
-                "calibration": normalised(pixels[learnt[:512]]), "train": train, "validate": validate,
-                "target": {"macs": macs}, "budget_s": budget_s,
+                "calibration": learnt.pixels[:512], "train": Augmented(learnt),
+                "validate": list(zip(held.pixels.split(500), held.labels.split(500), strict=True)),
+                "loss": nn.functional.cross_entropy, **options,
             },
         )  # fmt: skip
 
     return set_up
 
 
+def resnet_of(depth: int) -> Callable[[Path], nn.Module]:
+    """ResNet-20 or ResNet-56."""
+    return lambda data: resnet_cifar(data, depth)
+
+
+def trained_vgg(data: Path) -> nn.Module:
+    """What ``bench.vgg_cifar --out vgg`` has trained."""
+    path = Path("vgg") / "model.pt"
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: train it first, with python -m bench.vgg_cifar --out vgg")
+    made = vgg_cifar()
+    made.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+    return made.eval()
+
+
+SCAR = ("simplify", "scar", "recover")
 CASES = (
     Case(name="resnet50-imagenet", set_up=on_imagenet(resnet50, normalised), least_cut=0.10, most_fall=0.005),
     Case(name="mobilenetv2-imagenet", set_up=on_imagenet(mobilenet, plus_minus_one), least_cut=0.0, most_fall=0.005),
     Case(name="yolo-coco", set_up=detector, least_cut=0.0, most_fall=0.005),
-    Case(name="resnet20-cifar", set_up=on_cifar(20, 0.65, 3600), least_cut=0.35, most_fall=0.0),
-    Case(name="resnet56-cifar", set_up=on_cifar(56, 0.50, 7200), least_cut=0.50, most_fall=0.0),
+    Case(
+        name="resnet20-cifar",
+        set_up=on_cifar(resnet_of(20), target={"macs": 0.65}, budget_s=3600),
+        least_cut=0.35,
+        most_fall=0.0,
+    ),
+    Case(
+        name="resnet56-cifar",
+        set_up=on_cifar(resnet_of(56), target={"macs": 0.5}, budget_s=7200),
+        least_cut=0.50,
+        most_fall=0.0,
+    ),
+    Case(
+        name="vgg16-cifar-scar",
+        set_up=on_cifar(trained_vgg, steps=SCAR, budget_s=7200),
+        least_cut=0.80,
+        least_parameter_cut=0.90,
+        most_fall=0.0,
+    ),
 )
 
 
@@ -250,20 +263,30 @@ def run(case: Case, data: Path, seed: int, folder: Path) -> Row:
     print(small.compaction, flush=True)
     control = None
     if setting.trains:
-        same = {name: value for name, value in setting.options.items() if name not in ("target", "calibration")}
+        same = {name: value for name, value in setting.options.items() if name not in ("target", "steps")}
         trained = compact(
             setting.model, setting.example, seed=seed, progress=say, steps=("simplify", "recover"),
             checkpoint=place / "control", **same,
         )  # fmt: skip
         control = setting.judge(trained)
     before, after = (measured(network, (setting.example,))[2] for network in (setting.model, small))
-    exact = next(step.after.macs for step in small.compaction.steps if step.name == "simplify")
+    first, last = setting.judge(setting.model), setting.judge(small)
     return Row(
         case=case.name, seed=seed, parameters=(before.parameters, after.parameters), macs=(before.macs, after.macs),
-        num_bytes=(before.num_bytes, after.num_bytes), exact_macs=exact, before=setting.judge(setting.model),
-        after=setting.judge(small), control=control, seconds=seconds, least_cut=case.least_cut,
-        most_fall=case.most_fall, steps=str(small.compaction),
+        num_bytes=(before.num_bytes, after.num_bytes),
+        exact_macs=next(step.after.macs for step in small.compaction.steps if step.name == "simplify"),
+        before=first, after=last, control=control, seconds=seconds, steps=str(small.compaction),
+        held=reached(case, before, after, (control or first).value - last.value),
     )  # fmt: skip
+
+
+def reached(case: Case, before: Size, after: Size, fall: float) -> bool:
+    """Whether a run holds its bar; ``fall`` is that of the score."""
+    return (
+        after.macs <= (1 - case.least_cut) * before.macs
+        and after.parameters <= (1 - case.least_parameter_cut) * before.parameters
+        and fall <= case.most_fall + 1e-9
+    )
 
 
 def table_of(rows: Sequence[Row]) -> Table:
@@ -275,7 +298,8 @@ def table_of(rows: Sequence[Row]) -> Table:
         parameters, exact = 1 - row.parameters[1] / row.parameters[0], 1 - row.exact_macs / row.macs[0]
         table.add_row(
             row.case, str(row.seed), f"-{row.cut:.1%}", f"-{exact:.1%}", f"-{parameters:.1%}",
-            str(row.before), str(row.control or ""), str(row.after), f"{row.seconds:.0f}", row.verdict,
+            str(row.before), str(row.control or ""), str(row.after), f"{row.seconds:.0f}",
+            "PASS" if row.held else "FAIL",
         )  # fmt: skip
     return table
 
@@ -302,10 +326,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = {
                 "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), "torch": torch.__version__,
                 "processor": platform.processor() or platform.machine(), "threads": arguments.threads,
-                "rows": [{**asdict(row), "verdict": row.verdict} for row in rows],
+                "rows": [asdict(row) for row in rows],
             }  # fmt: skip
             (arguments.out / "compaction.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return 1 if any(row.verdict == "FAIL" for row in rows) else 0
+    return 1 if not all(row.held for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ OPTIONS = {
     },
     "edgedi-compact": {
         "--help", "--version", "--model", "--data", "--input", "--out", "--force", "--steps", "--tolerance", "--seed",
-        "--budget", "--checkpoint",
+        "--budget", "--checkpoint", "--target", "--method", "--scar-ratio",
     },
 }  # fmt: skip
 PARSERS = {

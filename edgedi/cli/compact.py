@@ -22,7 +22,7 @@ WRONG_USE, INTERRUPTED = 2, 130
 DATA = ("calibration", "train", "validate")
 """What --data may give, besides ``BESIDES``: at least one of these."""
 BESIDES = ("metric", "loss", "example_inputs")
-_OPTIONS = ("steps", "tolerance", "budget_s", "seed", "checkpoint")
+_OPTIONS = ("steps", "tolerance", "method", "target", "scar_ratio", "budget_s", "seed", "checkpoint")
 """Those that are handed on as they are, where they were given."""
 _DEFAULT_SHAPE = (1, 3, 224, 224)
 
@@ -49,6 +49,12 @@ def parser() -> argparse.ArgumentParser:
                       "there is data for)")  # fmt: skip
     made.add_argument("--tolerance", type=_fall, metavar="NUMBER", help="by how much the metric may fall (default 0; "
                       "0.01 is one point of accuracy)")  # fmt: skip
+    made.add_argument("--target", type=_target, metavar="SHARE", help="of the original's multiplications, reached "
+                      "whatever the metric says; 0.5 is half (default: as few as the metric allows)")  # fmt: skip
+    made.add_argument("--method", choices=("reconstruct", "l1"), help="how layers are narrowed: by what others can "
+                      "make up for (default), or the published rule")  # fmt: skip
+    made.add_argument("--scar-ratio", type=_ratio, metavar="RATIO", help="of SCAR blocks: 4, 8, or auto, each layer "
+                      "its own (default)")  # fmt: skip
     made.add_argument("--budget", type=_seconds, dest="budget_s", metavar="SECONDS", help="how long it may take "
                       "(default: as long as training needs)")  # fmt: skip
     made.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="keep what there is, after each step and once "
@@ -177,6 +183,19 @@ def _seconds(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return value
+
+
+def _target(text: str) -> dict[str, float]:
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0, at most 1")
+    return {"macs": value}
+
+
+def _ratio(text: str) -> int | str:
+    if text not in ("auto", "4", "8"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 4, 8 or auto")
+    return text if text == "auto" else int(text)
 
 
 def _number(text: str) -> float:
