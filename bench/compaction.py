@@ -45,12 +45,13 @@ from bench.pretrained import (
 )
 from bench.vgg_cifar import Images, augmented, training_images
 from bench.vgg_cifar import network as vgg_cifar
-from edgedi import compact
+from edgedi import compact, save
 from edgedi.transforms.measure import measured
 from edgedi.transforms.report import Size
 from edgedi.transforms.score import Score
 
 Judge = Callable[[nn.Module], Score]
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +262,7 @@ def run(case: Case, data: Path, seed: int, folder: Path) -> Row:
     small = compact(setting.model, setting.example, seed=seed, progress=say, **setting.options, **kept)
     seconds = time.monotonic() - started_s
     print(small.compaction, flush=True)
+    save(small, place / "network", setting.example, overwrite=True)
     control = None
     if setting.trains:
         same = {name: value for name, value in setting.options.items() if name not in ("target", "steps")}
@@ -283,9 +285,9 @@ def run(case: Case, data: Path, seed: int, folder: Path) -> Row:
 def reached(case: Case, before: Size, after: Size, fall: float) -> bool:
     """Whether a run holds its bar; ``fall`` is that of the score."""
     return (
-        after.macs <= (1 - case.least_cut) * before.macs
-        and after.parameters <= (1 - case.least_parameter_cut) * before.parameters
-        and fall <= case.most_fall + 1e-9
+        1 - after.macs / before.macs >= case.least_cut - ROUNDING
+        and 1 - after.parameters / before.parameters >= case.least_parameter_cut - ROUNDING
+        and fall <= case.most_fall + ROUNDING
     )
 
 

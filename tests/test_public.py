@@ -52,13 +52,14 @@ COMPACT = {
     "steps": None,
     "method": "reconstruct",
     "target": None,
+    "cost": "macs",
     "scar_ratio": "auto",
     "seed": 0,
     "progress": None,
 }
 SESSION = {
-    "close", "layer_seconds", "placement", "plan", "programs", "spans", "statistics", "stream", "submit", "trace",
-    "workers",
+    "close", "layer_seconds", "placement", "plan", "profile", "programs", "spans", "statistics", "stream", "submit",
+    "trace", "workers",
 }  # fmt: skip
 ERRORS = {
     "CompactionError", "DeadlineExceeded", "EdgediError", "GraphError", "LocalProtocolError", "PlanError",

@@ -16,7 +16,7 @@ from edgedi.transforms.data import Data, quartered
 from edgedi.transforms.replace.candidates import RATIOS
 from edgedi.transforms.score import Judge, Metric, judge_by_accuracy, judge_by_likeness, judge_by_metric
 from edgedi.transforms.store import Store, digest_of, digest_of_model
-from edgedi.transforms.task import Budget, Loss, Say, Task
+from edgedi.transforms.task import Budget, Loss, Prices, Say, Task
 
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "simplify": (),
@@ -123,6 +123,7 @@ def task_of(
     seed: int,
     method: str,
     target_macs: int | None,
+    prices: Prices,
 ) -> Task:
     """What every step is given, but for the original's score: see ``judged``."""
     if not (isinstance(tolerance, (int, float)) and 0 <= tolerance < math.inf):
@@ -147,6 +148,7 @@ def task_of(
         seed=seed,
         method=method,
         target_macs=target_macs,
+        prices=prices,
     )
     task, judge = _judged(task, metric, validate)
     if judge is None:

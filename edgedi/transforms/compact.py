@@ -25,6 +25,7 @@ from edgedi.transforms.arguments import (
 from edgedi.transforms.exact.simplify import simplify_step
 from edgedi.transforms.finished import Finished
 from edgedi.transforms.measure import difference, measured
+from edgedi.transforms.prices import Profile, prices_of
 from edgedi.transforms.prune.prune import prune_step
 from edgedi.transforms.recover.recover import recover_step
 from edgedi.transforms.replace.replace import replace_step
@@ -53,6 +54,7 @@ def compact(
     steps: Sequence[str] | None = None,
     method: str = "reconstruct",
     target: Mapping[str, float] | None = None,
+    cost: Profile | str = "macs",
     scar_ratio: int | str = "auto",
     budget_s: float | None = None,
     seed: int = 0,
@@ -87,6 +89,9 @@ def compact(
     every fourth of which is kept for that. ``metric`` is "accuracy", or a callable of (model, validate) that gives more
     for a better network. ``budget_s``: the seconds to be used, met within a tenth where there is training to do.
 
+    ``cost`` says where to save first: multiplications count the same everywhere ("macs"), or as long as devices were
+    measured to take for them, by a ``ClusterProfile`` of this model such as ``session.profile``.
+
     ``checkpoint``: a folder in which a run keeps what it has, after each step and once a minute. Called again with the
     same arguments, a run that was killed goes on there and ends with the same network as if it had not been.
 
@@ -109,11 +114,12 @@ def compact(
     task = task_of(
         model, arguments, say, calibration=calibration, train=train, validate=validate, metric=metric, loss=loss,
         tolerance=tolerance, budget=budget, scar_ratio=scar_ratio, seed=seed, method=method,
-        target_macs=None if share is None else round(share * size.macs),
+        target_macs=None if share is None else round(share * size.macs), prices=prices_of(cost, model, arguments),
     )  # fmt: skip
     settings = {
         "steps": chosen, "tolerance": tolerance, "seed": seed, "budget_s": budget_s, "metric": metric, "loss": loss,
         "method": method, "target": share, "scar_ratio": scar_ratio,
+        "prices": dict(task.prices),
     }  # fmt: skip
     store = store_of(checkpoint, model, arguments, settings, task.validate)
     task = replace(task, budget=Budget(budget_s, used_s=budget.used_s + store.used_s()), narrows="prune" in chosen)

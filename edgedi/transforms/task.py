@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from edgedi.transforms.data import Data
 from edgedi.transforms.score import Judge, Score
 from edgedi.transforms.store import NOWHERE, Store
 
+Prices = Mapping[str, float]
+"""Module -> cost of one multiplication, 1 on the average of all multiplications; a module that is missing costs 1."""
+SAME: Prices = MappingProxyType({})
 Say = Callable[[str], None]
 Loss = Callable[[Any, Any], Tensor]
 """``loss(outputs, labels)``, a scalar."""
@@ -87,6 +91,8 @@ class Task:
     """What a step's result must score: the original's score less the tolerance."""
     loss: Loss | None = None
     target_macs: int | None = None
+    prices: Prices = field(default_factory=lambda: SAME)
+    """What a multiplication costs in each layer: where to save first."""
     scar_ratio: int | None = None
     """``None``: each layer its own, 4 or 8."""
     method: str = "reconstruct"

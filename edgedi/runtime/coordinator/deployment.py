@@ -184,7 +184,7 @@ class Deployer:
 
     def _cluster_now(self, capture: Capture, alive: Sequence[int]) -> ClusterProfile:
         """The workers as they were measured, each as much slower as it has been found to be since."""
-        cluster = self._cluster(capture, alive)
+        cluster = self.cluster(capture, alive)
         if any(link in self.slowdowns for link in alive):
             cluster = cluster.with_speeds([1 / self.slowdowns.get(link, 1.0) for link in alive])
         return cluster
@@ -256,7 +256,7 @@ class Deployer:
     def unscaled(self, capture: Capture, link: int) -> DeviceProfile:
         """The profile of one worker as it was given or measured."""
         with self._making:
-            return self._cluster(capture, [link]).devices[0]
+            return self.cluster(capture, [link]).devices[0]
 
     def _peers(self, alive: Sequence[int], me: int) -> tuple[dict[str, Any], ...]:
         mine = self.welcomes[alive[me]].machine
@@ -278,7 +278,7 @@ class Deployer:
             address = replace(address, host=self._share.host_towards(peer))
         return f"{_host(address)}:{address.port}"
 
-    def _cluster(self, capture: Capture, alive: Sequence[int]) -> ClusterProfile:
+    def cluster(self, capture: Capture, alive: Sequence[int]) -> ClusterProfile:
         """What is known of the workers ``alive``: as given, else measured."""
         if self._given is not None:
             if len(self._given.devices) != len(self._addresses):

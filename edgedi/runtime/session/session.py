@@ -192,6 +192,12 @@ class Session:
         return seconds_alone(self._coordinator, main.programs, main.capture.weights, main.links, weight_digest)
 
     @property
+    def profile(self) -> ClusterProfile:
+        """What the plan was made by: measured seconds of every layer of the model on each worker, and of the links."""
+        main = self._plans.latest().main
+        return self._deployer.cluster(main.capture, main.links)
+
+    @property
     def workers(self) -> tuple[str, ...]:
         """Names of the workers, in the plan's order at the start."""
         return tuple(welcome.name for welcome in self._deployer.welcomes)

@@ -14,6 +14,8 @@ class LayerCost:
     macs: int
     inputs: Mapping[str, float]
     outputs: Mapping[str, float]
+    price: float = 1.0
+    """Of one multiplication, against those of other layers."""
 
     def left(self, removed: Mapping[str, int]) -> float:
         """Once so many units of each group are gone."""
@@ -38,7 +40,7 @@ class Width:
 
 
 def path_of(groups: Mapping[str, Steps], layers: Sequence[LayerCost]) -> list[Width]:
-    """From nothing removed to all that may be: each time the step with the least error per multiplication saved.
+    """From nothing removed to all that may be: each time the step with the least error for what it saves.
 
     Steps are those of each curve's lower hull: where the error grows ever more slowly, a leap is the better bargain.
     What a step saves only falls while others are taken, so an offer that is still the best when looked at again is it.
@@ -49,11 +51,12 @@ def path_of(groups: Mapping[str, Steps], layers: Sequence[LayerCost]) -> list[Wi
     macs = float(sum(layer.macs for layer in layers))
 
     def offer(name: str) -> tuple[float, str, float]:
-        """Error per multiplication of the group's next step, its name, what it saves."""
+        """Error of the group's next step for what it saves, its name, the multiplications that it saves."""
         error = hulls[name][at[name] + 1][1] - hulls[name][at[name]][1]
         after = {**removed, name: hulls[name][at[name] + 1][0]}
-        saved = sum(layer.left(removed) - layer.left(after) for layer in touched[name])
-        return error / max(saved, 1e-9), name, saved
+        less = [(layer.price, layer.left(removed) - layer.left(after)) for layer in touched[name]]
+        saved = sum(price * macs for price, macs in less)
+        return error / max(saved, 1e-9), name, sum(macs for _, macs in less)
 
     offers = [offer(name) for name in groups if len(hulls[name]) > 1]
     heapq.heapify(offers)

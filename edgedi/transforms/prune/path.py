@@ -19,7 +19,7 @@ from edgedi.transforms.prune.groups import groups_of
 from edgedi.transforms.prune.moments import moments_of
 from edgedi.transforms.prune.probe import Probe
 from edgedi.transforms.prune.refit import Teacher, together
-from edgedi.transforms.task import Say
+from edgedi.transforms.task import SAME, Prices, Say
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,7 +51,14 @@ class Path:
         return round(self.widths[index].macs)
 
 
-def find_path(model: nn.Module, arguments: tuple[Any, ...], calibration: Sequence[Batch], seed: int, say: Say) -> Path:
+def find_path(
+    model: nn.Module,
+    arguments: tuple[Any, ...],
+    calibration: Sequence[Batch],
+    seed: int,
+    say: Say,
+    prices: Prices = SAME,
+) -> Path:
     """Its ``widths`` are one where no width can change; errors as of ``groups_of``."""
     groups, left_alone = groups_of(model, arguments)
     names = sorted({part.layer for group in groups for part in group.readers})
@@ -66,12 +73,14 @@ def find_path(model: nn.Module, arguments: tuple[Any, ...], calibration: Sequenc
     steps = {name: Steps(counts=curve.counts, errors=curve.errors) for name, curve in curves.items()}
     return Path(
         model=model, arguments=arguments, groups=groups, left_alone=left_alone, curves=curves,
-        widths=path_of(steps, layer_costs(model, arguments, groups)),
+        widths=path_of(steps, layer_costs(model, arguments, groups, prices)),
         teacher=Teacher(model, inputs, seed),
     )  # fmt: skip
 
 
-def layer_costs(model: nn.Module, arguments: tuple[Any, ...], groups: Sequence[Group]) -> list[LayerCost]:
+def layer_costs(
+    model: nn.Module, arguments: tuple[Any, ...], groups: Sequence[Group], prices: Prices = SAME
+) -> list[LayerCost]:
     """Every layer with multiplications, and what share of its inputs and outputs a unit of each group is."""
     _, layers, total = measured(model, arguments)
     shares: dict[tuple[str, bool], dict[str, float]] = {}
@@ -84,6 +93,7 @@ def layer_costs(model: nn.Module, arguments: tuple[Any, ...], groups: Sequence[G
             macs=layer.size.macs,
             inputs=shares.get((layer.name, True), {}),
             outputs=shares.get((layer.name, False), {}),
+            price=prices.get(layer.name, 1.0),
         )
         for layer in layers
         if layer.size.macs

@@ -34,7 +34,7 @@ def narrow_to(model: nn.Module, task: Task, macs: int) -> Outcome:
 def _path(model: nn.Module, task: Task) -> Path:
     data = task.calibration or task.train
     assert data is not None  # the arguments were checked
-    return find_path(model, task.arguments, data.first(MOST_KEPT), task.seed, task.say)
+    return find_path(model, task.arguments, data.first(MOST_KEPT), task.seed, task.say, task.prices)
 
 
 def _narrowed(path: Path, task: Task, macs: int) -> Outcome:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from edgedi.transforms.exact.traced import Traced, shape_of
+from edgedi.transforms.task import SAME, Prices
 
 RATIOS = (4, 8)
 """Of output channels to channels inside a block: the published ones."""
@@ -57,8 +58,8 @@ def candidates(traced: Traced, ratios: Sequence[int] = RATIOS) -> tuple[Candidat
     return tuple(found)
 
 
-def in_order(options: Iterable[Option]) -> tuple[Option, ...]:
-    """The order in which to put blocks in, most MACs saved per error first.
+def in_order(options: Iterable[Option], prices: Prices = SAME) -> tuple[Option, ...]:
+    """The order in which to put blocks in, most saved per error first: MACs, at what they cost in their layer.
 
     A layer's higher ratio comes after its lower one and replaces it: what counts for it is how much more it saves, and
     how much more it errs. Any first part of the order is therefore a choice: see ``ratios_of``.
@@ -71,7 +72,7 @@ def in_order(options: Iterable[Option]) -> tuple[Option, ...]:
         gain, saved, error = float("inf"), 0, 0.0
         for option in steps:
             worse = max(option.error - error, 1e-12)
-            gain = min(gain, (option.saved - saved) / worse)
+            gain = min(gain, prices.get(option.name, 1.0) * (option.saved - saved) / worse)
             gains.append((gain, option))
             saved, error = option.saved, option.error
     return tuple(option for _, option in sorted(gains, key=lambda pair: -pair[0]))

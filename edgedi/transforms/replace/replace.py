@@ -63,7 +63,7 @@ def replace_layers(model: nn.Module, task: Task, train: Train) -> Outcome:
     slot = task.store.slot("replace")
     progress = _load(slot, model)
     fits = fit_all(model, found, task, progress.fits, lambda some: _save(slot, replace(progress, fits=some)))
-    order: Sequence[Option] = in_order(options_of(found, fits))
+    order: Sequence[Option] = in_order(options_of(found, fits), task.prices)
     if task.target_macs is not None:
         order = _enough(order, macs - task.target_macs)
     return _largest_that_holds(model, order, replace(progress, fits=fits), task, task.judge, train)
