@@ -12,7 +12,7 @@ from edgedi.transforms.measure import measured
 from edgedi.transforms.task import SAME, Prices
 
 _FUSED = 6
-"""A layer of a profile has the name of the last operator in it: so many operators after the convolution are looked at."""
+"""A profile names a layer by the last operator in it: so many operators after the convolution are looked at."""
 
 
 class _LayerTime(Protocol):
