@@ -138,13 +138,9 @@ class Deployer:
             return self._fastest([self._install(capture, alive, cluster, p, verified=verified) for p in to_try])
 
     def _tries_out(self, capture: Capture, alive: Sequence[int]) -> bool:
-        """Whether several plans are worth a trial: not where a profile is given, which is to be believed, and not on
-        one machine, where predictions are good and a session is to begin at once."""
+        """Whether several plans are worth a trial: not where a profile is given, which is to be believed."""
         chosen_here = self._planner == "oodp" and self._objective == "latency" and self._given is None
-        return chosen_here and len(alive) > 1 and not self._all_here(alive) and may_be_tried(capture.graph)
-
-    def _all_here(self, alive: Sequence[int]) -> bool:
-        return all(self.welcomes[link].machine == halo_links.machine_name() for link in alive)
+        return chosen_here and len(alive) > 1 and may_be_tried(capture.graph)
 
     def _fastest(self, made: Sequence[tuple[Deployment, ...]]) -> tuple[Deployment, ...]:
         """The fastest of several deployments of one replica each; the others are taken back."""

@@ -131,7 +131,6 @@ def test_a_session_keeps_the_plan_that_was_fastest(
 
     monkeypatch.setattr(deployment_module, "quickest", choose)
     monkeypatch.setattr(deployment_module, "place_to_try", two_plans)
-    monkeypatch.setattr(deployment_module.Deployer, "_all_here", lambda *_: False)
     model, x = small(), image(height=64, width=64)
     with distribute(model, x, workers.addresses) as session:
         with torch.inference_mode():
@@ -143,13 +142,6 @@ def test_a_session_keeps_the_plan_that_was_fastest(
         for _ in range(3):
             assert relative_difference(session(x), own) <= 2e-5
     assert tried == [0, 1]
-
-
-def test_on_one_machine_a_session_begins_at_once(workers: LocalWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deployment_module, "quickest", lambda *_: pytest.fail("nothing is to be tried out"))
-    model, x = small(), image(height=64, width=64)
-    with distribute(model, x, workers.addresses) as session, torch.inference_mode():
-        assert relative_difference(session(x), model(x)) <= 2e-5
 
 
 def test_with_a_profile_the_prediction_is_believed(workers: LocalWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
