@@ -134,13 +134,19 @@ class Deployer:
                 return self._install(capture, alive, cluster, placement, verified=verified)
             cluster = self._cluster_now(capture, alive)
             self._say("planning")
-            to_try = place_to_try(capture.graph, cluster)
+            first, *others = place_to_try(capture.graph, cluster)
+            if self._all_here(alive):  # a session is to begin soon, and there it is one worker alone that may be better
+                others = [one for one in others if _is_alone(one)]
+            to_try = (first, *others)
             return self._fastest([self._install(capture, alive, cluster, p, verified=verified) for p in to_try])
 
     def _tries_out(self, capture: Capture, alive: Sequence[int]) -> bool:
         """Whether several plans are worth a trial: not where a profile is given, which is to be believed."""
         chosen_here = self._planner == "oodp" and self._objective == "latency" and self._given is None
         return chosen_here and len(alive) > 1 and may_be_tried(capture.graph)
+
+    def _all_here(self, alive: Sequence[int]) -> bool:
+        return all(self.welcomes[link].machine == halo_links.machine_name() for link in alive)
 
     def _fastest(self, made: Sequence[tuple[Deployment, ...]]) -> tuple[Deployment, ...]:
         """The fastest of several deployments of one replica each; the others are taken back."""
@@ -342,3 +348,9 @@ def _check_version(address: WorkerAddress, welcome: Welcome) -> None:
 
 def _host(address: WorkerAddress) -> str:
     return f"[{address.host}]" if ":" in address.host else address.host
+
+
+def _is_alone(placement: Placement) -> bool:
+    """Whether one worker computes everything."""
+    segments = [segment for replica in placement.replicas for segment in replica.plan.segments]
+    return len(segments) == 1 and segments[0].axis == "whole"

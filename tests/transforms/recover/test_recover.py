@@ -208,7 +208,9 @@ def test_the_budget_is_met(folded: nn.Module, task_of: Callable[..., Task]):
     assert 0.8 * 240 <= clock.now_s - started_s <= 1.1 * 240
 
 
-@pytest.mark.parametrize("kill_after", [12, 35, 70])
+@pytest.mark.parametrize(
+    "kill_after", [12, pytest.param(35, marks=pytest.mark.slow), pytest.param(70, marks=pytest.mark.slow)]
+)
 def test_a_killed_search_ends_as_if_it_had_not_been(
     folded: nn.Module, task_of: Callable[..., Task], tmp_path: Path, kill_after: int
 ):
@@ -257,7 +259,15 @@ def test_with_pruning_among_the_steps_it_narrows_further(original: nn.Module, op
     assert recovered.score.value >= pruned.score.value
 
 
-@pytest.mark.parametrize(("kill_after", "pruned"), [(3, False), (15, False), (20, True), (70, True)])
+@pytest.mark.parametrize(
+    ("kill_after", "pruned"),
+    [
+        (3, False),
+        pytest.param(15, False, marks=pytest.mark.slow),
+        (20, True),
+        pytest.param(70, True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_compact_goes_on(
     original: nn.Module,
     options: dict[str, Any],

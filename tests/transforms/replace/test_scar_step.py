@@ -69,7 +69,15 @@ def test_where_accuracy_does_not_hold_layers_stay(model: nn.Module, monkeypatch:
     assert [point.score for point in small.compaction.curve] == [0, 0, -2, -1, 0]
 
 
-@pytest.mark.parametrize("line", ["scar: 0 at 1/4", "scar: 3 at 1/4", "scar: step", "scar: 2 layers"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param("scar: 0 at 1/4", marks=pytest.mark.slow),
+        "scar: 3 at 1/4",
+        "scar: step",
+        pytest.param("scar: 2 layers", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_was_killed_ends_with_the_same_network(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str
 ):
