@@ -16,7 +16,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -252,9 +252,11 @@ CASES = (
 )
 
 
-def run(case: Case, data: Path, seed: int, folder: Path) -> Row:
+def run(case: Case, data: Path, seed: int, folder: Path, budget_s: float | None = None) -> Row:
     """Compact the network, then score it; of trained ones also the control. Goes on where a killed run stopped."""
     setting = case.set_up(data)
+    if setting.trains and budget_s is not None:
+        setting = replace(setting, options={**setting.options, "budget_s": budget_s})
     say = lambda line: print(f"{case.name}, seed {seed}: {line}", file=sys.stderr, flush=True)  # noqa: E731
     started_s = time.monotonic()
     place = folder / f"{case.name}-{seed}"
@@ -312,6 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                       "%(default)s; '' for all: hours)")  # fmt: skip
     made.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each case that trains")
     made.add_argument("--threads", type=int, default=2, metavar="N")
+    made.add_argument("--budget", type=float, metavar="SECONDS", help="of each training, instead of the bar's")
     made.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     arguments = made.parse_args(argv)
     cases = [case for case in CASES if arguments.only in case.name]
@@ -323,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data, rows = data_folder(), []
     for case in cases:
         for seed in range(arguments.seeds if "cifar" in case.name else 1):
-            rows.append(run(case, data, seed, arguments.out))
+            rows.append(run(case, data, seed, arguments.out, arguments.budget))
             Console(width=170).print(table_of(rows))
             found = {
                 "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), "torch": torch.__version__,

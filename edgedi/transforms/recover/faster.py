@@ -1,0 +1,58 @@
+"""What makes a training step shorter: the layout of tensors and, where the processor has it, half the precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from edgedi.transforms.data import Batch
+
+FEATURE_MAPS = 4
+"""Dimensions of [batch, channels, rows, columns]."""
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """In place, where weights are those of 2d convolutions. A step of ResNet-20 on a processor takes a fifth less."""
+    return _laid_out(model, torch.channels_last)
+
+
+def as_usual(model: nn.Module) -> nn.Module:
+    """In place: the opposite of ``channels_last``."""
+    return _laid_out(model, torch.contiguous_format)
+
+
+def _laid_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    for parameter in model.parameters():
+        if parameter.dim() == FEATURE_MAPS:
+            parameter.data = parameter.data.contiguous(memory_format=layout)
+    return model
+
+
+def batch_channels_last(batch: Batch) -> Batch:
+    """Its arguments in the layout of ``channels_last``."""
+
+    def laid_out(leaf: Any) -> Any:
+        is_map = isinstance(leaf, Tensor) and leaf.dim() == FEATURE_MAPS
+        return leaf.contiguous(memory_format=torch.channels_last) if is_map else leaf
+
+    return Batch(pytree.tree_map(laid_out, batch.arguments), batch.labels)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies bfloat16 numbers itself, and so faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.11 does not say
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def in_float32(answer: Any) -> Any:
+    """``answer`` with its bfloat16 tensors widened: losses need the digits."""
+    return pytree.tree_map(
+        lambda leaf: leaf.float() if isinstance(leaf, Tensor) and leaf.dtype == torch.bfloat16 else leaf, answer
+    )
