@@ -6,27 +6,55 @@ import numpy as np
 import pytest
 import torch
 
-from bench.compaction import Augmented, Case, on_imagenet, precision_of, reached, scenes, top_1
+from bench.compaction import Row, reached, verdict
+from bench.compaction_cases import Augmented, Case, halves, on_imagenet, precision_of, top_1, with_mirrored
 from bench.pretrained import normalised, resnet50
 from bench.vgg_cifar import Images
-from edgedi.transforms.report import Size
+from edgedi.transforms.score import Score
 
-CASE = Case(name="x", set_up=on_imagenet(resnet50, normalised), least_cut=0.5, most_fall=0.005, least_parameter_cut=0.9)
-BEFORE = Size(macs=1000, parameters=1000)
+CASE = Case(
+    name="x", set_up=on_imagenet(resnet50, normalised, 0.5), least_cut=0.5, most_fall=0.005, least_parameter_cut=0.9
+)
+
+
+def row(macs: int, parameters: int, after: float, control: float | None = None) -> Row:
+    return Row(
+        case="x", number=0, parameters=(1000, parameters), macs=(1000, macs), num_bytes=(1, 1), exact_macs=990,
+        before=Score(value=0.8, count=500), after=Score(value=after, count=500),
+        control=None if control is None else Score(value=control, count=500), seconds=1.0, steps="",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("macs", "parameters", "fall", "held"),
+    ("rows", "held"),
     [
-        (500, 100, 0.005, True),
-        (500, 100, -0.3, True),  # better than the control
-        (501, 100, 0.0, False),
-        (500, 101, 0.0, False),
-        (400, 90, 0.006, False),
+        ([row(500, 100, 0.795)], True),
+        ([row(500, 100, 0.9)], True),  # better than before
+        ([row(501, 100, 0.8)], False),
+        ([row(500, 101, 0.8)], False),
+        ([row(400, 90, 0.794)], False),
+        ([row(400, 90, 0.89, control=0.9)], False),  # the control counts, where there is one
+        ([row(400, 90, 0.6, control=0.6)], True),
+        ([row(500, 100, 0.79), row(500, 100, 0.8)], True),  # the mean of the runs
+        ([row(500, 100, 0.78), row(500, 100, 0.8)], False),
+        ([row(500, 100, 0.8), row(501, 100, 0.8)], False),  # each is small enough
     ],
 )
-def test_a_bar_is_reached_where_all_of_it_is(macs: int, parameters: int, fall: float, held: bool):
-    assert reached(CASE, BEFORE, Size(macs=macs, parameters=parameters), fall) is held
+def test_a_bar_is_reached_where_all_of_it_is(rows: list[Row], held: bool):
+    assert reached(CASE, rows) is held
+    assert ("PASS" in verdict(CASE, rows)) is held
+
+
+def test_no_image_is_scored_that_calibrates():
+    for scored in (0, 1):
+        x = list(range(7))
+        ours, rest = (set(x[part]) for part in halves(7, scored))
+        assert ours | rest == set(x)
+        assert not ours & rest
+
+
+def test_mirrored_images_come_after_the_others():
+    assert with_mirrored(torch.arange(3.0).reshape(1, 1, 1, 3)).flatten().tolist() == [0, 1, 2, 2, 1, 0]
 
 
 def test_training_images_come_in_whole_batches_in_another_order_each_time():
@@ -51,14 +79,6 @@ def test_top_1_counts_over_all_batches():
 def test_a_detector_is_scored_over_all_batches(monkeypatch: pytest.MonkeyPatch):
     box = np.array([[0.0, 0.0, 1.0, 1.0]])
     answers = {1.0: [(box, np.array([0.9]), np.array([2]))], 2.0: [(box[:0], np.zeros(0), np.zeros(0, int))]}
-    monkeypatch.setattr("bench.compaction.detections", lambda model, x, heads, least: answers[float(x)])
+    monkeypatch.setattr("bench.compaction_cases.detections", lambda model, x, heads, least: answers[float(x)])
     data = [(torch.tensor(1.0), [(box, np.array([2]))]), (torch.tensor(2.0), [(box, np.array([2]))])]
     assert precision_of([])(torch.nn.Identity(), data) == pytest.approx(0.5)
-
-
-@pytest.mark.data
-def test_scenes_are_two_squares_of_each_image(data):
-    paths = sorted((data / "coco128" / "images").glob("*.jpg"))[:3]
-    pixels = scenes(data, 224, paths)
-    assert pixels.shape == (6, 224, 224, 3)
-    assert pixels.dtype == np.uint8
