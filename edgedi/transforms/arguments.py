@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from edgedi.transforms.data import Data, quartered
 from edgedi.transforms.replace.candidates import RATIOS
-from edgedi.transforms.score import Judge, Metric, judge_by_accuracy, judge_by_likeness, judge_by_metric
+from edgedi.transforms.score import Judge, Metric, answer_to, judge_by_accuracy, judge_by_likeness, judge_by_metric
 from edgedi.transforms.store import Store, digest_of, digest_of_model
 from edgedi.transforms.task import Budget, Loss, Prices, Say, Task
 
@@ -150,6 +150,9 @@ def task_of(
         target_macs=target_macs,
         prices=prices,
     )
+    for data in (task.calibration, task.train, task.validate):
+        if data is not None:
+            _runs_on(model, data)
     task, judge = _judged(task, metric, validate)
     if judge is None:
         return task
@@ -158,6 +161,16 @@ def task_of(
     return replace(
         task, judge=judge, score=score, least_score=least if task.validate is not None else min(LIKENESS, least)
     )
+
+
+def _runs_on(model: nn.Module, data: Data) -> None:
+    """``ValueError`` where the model cannot compute its inputs."""
+    batch = next(iter(data))
+    try:
+        answer_to(model, batch)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shapes = [list(leaf.shape) for leaf in pytree.tree_leaves(batch.arguments) if isinstance(leaf, Tensor)]
+        raise ValueError(f"the model fails on the first batch of {data.name}, of shapes {shapes}: {error}") from error
 
 
 def _judged(task: Task, metric: Metric | str, validate: Any) -> tuple[Task, Judge | None]:

@@ -109,6 +109,13 @@ class Data:
             yield self._batch(element)
 
     def _batch(self, element: Any) -> Batch:
+        batch = self._parted(element)
+        if any(_is_broken(leaf) for leaf in pytree.tree_leaves(batch.arguments)):
+            raise ValueError(f"{self.name} holds NaN; nothing can be learnt from such inputs: leave them out")
+        return batch
+
+    def _parted(self, element: Any) -> Batch:
+        """Into arguments and labels."""
         if isinstance(element, Tensor) and self.num_arguments == 1 and not self._labelled:
             return Batch((element,))
         if isinstance(element, (tuple, list)):
@@ -147,6 +154,10 @@ def quartered(data: Data) -> tuple[Data, Data]:
                 part.append(batch.at(chosen.nonzero().flatten()).arguments)
     most, fourths = (Data(part, data.name, num_arguments=data.num_arguments, labelled=False) for part in parts)
     return most, fourths
+
+
+def _is_broken(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point() and bool(leaf.isnan().any())
 
 
 def _same(one: Batch, other: Batch) -> bool:

@@ -46,7 +46,7 @@ def _narrowed(path: Path, task: Task, macs: int) -> Outcome:
         curve = "; ".join(f"{point.macs:,} MACs score {point.score:.4g}" for point in made.curve) or "not judged"
         raise CompactionError(
             f"target is {macs:,} MACs, and the narrowest network that 'prune' makes has "
-            f"{path.macs(len(path.widths) - 1):,}: {curve}. Layers left alone: {listed(path.left_alone)}"
+            f"{path.macs(len(path.widths) - 1):,}: {'; '.join([curve, *_alone(path)])}"
         )
     return made.outcome(index)
 
