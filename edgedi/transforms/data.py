@@ -141,19 +141,27 @@ class Data:
 
 
 def quartered(data: Data) -> tuple[Data, Data]:
-    """Three of four inputs, and every fourth: of at most ``MOST_KEPT``. Of fewer than 8 inputs, both times all."""
-    batches, number = data.first(MOST_KEPT), 0
-    parts: tuple[list[Any], list[Any]] = ([], [])
+    """``fourths`` of at most ``MOST_KEPT`` inputs."""
+    most, fourth = (
+        Data([batch.arguments for batch in part], data.name, num_arguments=data.num_arguments, labelled=False)
+        for part in fourths(data.first(MOST_KEPT))
+    )
+    return most, fourth
+
+
+def fourths(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Three of four inputs, and every fourth, without labels. Of fewer than 8 inputs, both times all."""
     if sum(batch.size for batch in batches) < 8:
-        return data, data
+        return list(batches), list(batches)
+    parts: tuple[list[Batch], list[Batch]] = ([], [])
+    number = 0
     for batch in batches:
         fourth = (torch.arange(number, number + batch.size) % 4) == 3
         number += batch.size
         for part, chosen in zip(parts, (~fourth, fourth), strict=True):
             if chosen.any():
-                part.append(batch.at(chosen.nonzero().flatten()).arguments)
-    most, fourths = (Data(part, data.name, num_arguments=data.num_arguments, labelled=False) for part in parts)
-    return most, fourths
+                part.append(Batch(batch.at(chosen.nonzero().flatten()).arguments))
+    return parts
 
 
 def _is_broken(leaf: Any) -> bool:

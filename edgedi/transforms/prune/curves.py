@@ -24,15 +24,14 @@ STEPS = 64
 """A group is emptied in about so many steps; narrow groups unit by unit."""
 KEPT = 8
 """At least one of so many units stays."""
-TRIED = 4
-"""Once one of so many units is gone, the answer's change is tried out."""
+TRIED = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""Once these shares of a group are gone, the answer's change is tried out; between, it goes as the readers' errors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
     """``order``: units as they go. ``counts[i]`` of them gone cost ``errors[i]``, as a share of the variance of the
-    model's answer: the readers' squared errors added up, times what they once were found to do to the answer. Both
-    begin with 0 and never fall."""
+    model's answer. Both begin with 0 and never fall."""
 
     order: tuple[int, ...]
     counts: tuple[int, ...]
@@ -118,8 +117,9 @@ def curve_of(model: nn.Module, group: Group, moments: Mapping[str, Moments], pro
     """``moments`` by reader; a reader without is judged by its weights alone."""
     readers = [_Reader(model.get_submodule(part.layer), part, moments.get(part.layer)) for part in group.readers]
     alive, gone = list(range(group.num_units)), []
-    counts, errors, gain = [0], [0.0], 0.0
+    counts, errors, tried = [0], [0.0], {0: 0.0}
     step, least = max(1, group.num_units // STEPS), max(1, group.num_units // KEPT)
+    shares = [share for share in TRIED if share * group.num_units >= 1 or share == TRIED[-1]]
     while len(alive) > least:
         costs = sum((reader.costs(alive) for reader in readers), torch.zeros(len(alive), dtype=torch.float64))
         cheapest = torch.argsort(costs, stable=True)[: min(step, len(alive) - least)]
@@ -128,9 +128,23 @@ def curve_of(model: nn.Module, group: Group, moments: Mapping[str, Moments], pro
         alive = [unit for unit in alive if unit not in set(units)]
         counts.append(len(gone))
         errors.append(errors[-1] + max(0.0, sum(reader.remove(units) for reader in readers)))
-        if not gain and (len(gone) >= group.num_units / TRIED or len(alive) == least):
-            gain = probe.change({reader.name: reader.now() for reader in readers}) / max(errors[-1], 1e-30)
-    return Curve(order=tuple(gone), counts=tuple(counts), errors=tuple(error * gain for error in errors))
+        if shares and (len(gone) >= shares[0] * group.num_units or len(alive) == least):
+            shares = [share for share in shares if len(gone) < share * group.num_units]
+            tried[len(errors) - 1] = probe.change({reader.name: reader.now() for reader in readers})
+    return Curve(order=tuple(gone), counts=tuple(counts), errors=tuple(answer_errors(errors, tried)))
+
+
+def answer_errors(errors: Sequence[float], tried: Mapping[int, float]) -> list[float]:
+    """The answer's error at every point, from that of the readers and, at some points, what was ``tried``.
+
+    Between these points it goes as the readers' errors do, after the last as it did before; it never falls.
+    """
+    points = sorted(tried)
+    most = np.maximum.accumulate([tried[point] for point in points])
+    found = np.interp(errors, [errors[point] for point in points], most)
+    last = points[-1]
+    beyond = np.asarray(errors) - errors[last]
+    return (found + np.maximum(0, beyond) * most[-1] / max(errors[last], 1e-30)).tolist()
 
 
 def _weight_of(module: nn.Module) -> Tensor:

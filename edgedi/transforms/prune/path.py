@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from edgedi.transforms.data import Batch
+from edgedi.transforms.data import Batch, fourths
 from edgedi.transforms.measure import measured
 from edgedi.transforms.prune.allocate import LayerCost, Steps, Width, path_of
 from edgedi.transforms.prune.curves import Curve, curve_of
@@ -62,10 +62,11 @@ def find_path(
     """Its ``widths`` are one where no width can change; errors as of ``groups_of``."""
     groups, left_alone = groups_of(model, arguments)
     names = sorted({part.layer for group in groups for part in group.readers})
-    batches = [batch.arguments for batch in calibration]
-    moments = moments_of(model, names, batches, sum(batch.size for batch in calibration), seed)
-    inputs = together(calibration)
-    probe = Probe(model, inputs)
+    # A change is tried on inputs that no moment has seen: of few inputs a wide layer learns to make up for channels on
+    # these alone. MobileNetV2's classifier lost 240 of 1280 inputs for an error of 0.5 % there, and of 8 % elsewhere.
+    most, unseen = fourths(calibration)
+    moments = moments_of(model, names, [batch.arguments for batch in most], sum(batch.size for batch in most), seed)
+    probe = Probe(model, together(unseen))
     curves = {}
     for number, group in enumerate(groups, 1):
         curves[group.name] = curve_of(model, group, moments, probe)
@@ -74,7 +75,7 @@ def find_path(
     return Path(
         model=model, arguments=arguments, groups=groups, left_alone=left_alone, curves=curves,
         widths=path_of(steps, layer_costs(model, arguments, groups, prices)),
-        teacher=Teacher(model, inputs, seed),
+        teacher=Teacher(model, together(calibration), seed),
     )  # fmt: skip
 
 

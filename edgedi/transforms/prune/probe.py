@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-INPUTS = 16
+INPUTS = 24
 """Inputs that a change is tried on."""
 
 

@@ -141,7 +141,7 @@ def test_the_fit_halves_the_error_of_the_weights_that_are_left():
 
 def test_a_target_that_cannot_be_reached_says_what_can():
     with pytest.raises(
-        CompactionError, match=r"the narrowest network that 'prune' makes has [\d,]+: [\d,]+ MACs score 0\.\d+"
+        CompactionError, match=r"the narrowest network that 'prune' makes has [\d,]+: [\d,]+ MACs score \d"
     ):
         compact(toy(), inputs(2, 3, 9, 9), calibration=inputs(32, 3, 9, 9), target={"macs": 0.001})
 
