@@ -1,7 +1,7 @@
 """The rows of ``bench.compaction``: networks, what ``compact`` is given, what they are scored by, and their bars.
 
 Nothing that is scored at the end was seen before. Networks that are not trained are compacted twice: with one half of
-the images, unlabelled and mirrored too, and scored on the other; then the other way round. Networks for CIFAR-10 learn
+the images, unlabelled, and scored on the other; then the other way round. Networks for CIFAR-10 learn
 from 45,000 training images, are chosen by 5,000 others, and are scored on the test images.
 """
 
@@ -93,11 +93,6 @@ def halves(count: int, scored: int) -> tuple[slice, slice]:
     return slice(scored, count, HALVES), slice(1 - scored, count, HALVES)
 
 
-def with_mirrored(x: Tensor) -> Tensor:
-    """[batch, channels, rows, columns], and the same mirrored: twice as many, for nothing."""
-    return torch.cat([x, x.flip(3)])
-
-
 def on_imagenet(
     build: Callable[[Path], nn.Module], prepare: Callable[[np.ndarray], Tensor], macs: float
 ) -> Callable[[Path, int], Setting]:
@@ -109,7 +104,7 @@ def on_imagenet(
         x = prepare(pixels[scored])
         return Setting(
             model=build(data), example=x[:1], judge=top_1(x.split(25), labels[scored]),
-            options={"calibration": with_mirrored(prepare(pixels[rest])), "target": {"macs": macs}},
+            options={"calibration": prepare(pixels[rest]), "target": {"macs": macs}},
         )  # fmt: skip
 
     return set_up
@@ -124,7 +119,7 @@ def detector(data: Path, number: int) -> Setting:
     last, chosen = ([(x[part].contiguous(), true[part])] for part in (scored, rest))
     return Setting(
         model=model, example=x[:1], judge=lambda network: Score(value=metric(network, last)),
-        options={"calibration": with_mirrored(x[rest]), "validate": chosen, "metric": metric, "tolerance": 0.005},
+        options={"calibration": x[rest].contiguous(), "validate": chosen, "metric": metric, "tolerance": 0.005},
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench.compaction import Row, reached, verdict
-from bench.compaction_cases import Augmented, Case, halves, on_imagenet, precision_of, top_1, with_mirrored
+from bench.compaction_cases import Augmented, Case, halves, on_imagenet, precision_of, top_1
 from bench.pretrained import normalised, resnet50
 from bench.vgg_cifar import Images
 from edgedi.transforms.score import Score
@@ -51,10 +51,6 @@ def test_no_image_is_scored_that_calibrates():
         ours, rest = (set(x[part]) for part in halves(7, scored))
         assert ours | rest == set(x)
         assert not ours & rest
-
-
-def test_mirrored_images_come_after_the_others():
-    assert with_mirrored(torch.arange(3.0).reshape(1, 1, 1, 3)).flatten().tolist() == [0, 1, 2, 2, 1, 0]
 
 
 def test_training_images_come_in_whole_batches_in_another_order_each_time():
