@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -32,14 +32,28 @@ from torch import Tensor, nn
 from edgedi import ClusterProfile, Session, distribute
 from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
 from edgedi.runtime.session.balance_state import EVERY_REQUESTS, REPLAN_WITHIN_REQUESTS
+from edgedi.runtime.worker.events import Request
 from edgedi.runtime.worker.local_workers import share_cores
-from edgedi.runtime.worker.noting import Changed, Kernel
+from edgedi.runtime.worker.noting import Changed, Kernel, Notebook
 from edgedi.runtime.worker.options import WorkerOptions
 from edgedi.runtime.worker.worker import Worker
 
 BAR = 1.15
+SLOWER = 1.1
+"""Requests take at least so many times as long as before, or the worker has not become slow at all."""
 SLOW = 1
 """The worker that becomes slow."""
+
+
+class Stretched(Notebook):
+    """Gives runs whose kernels are changed, and notes nothing."""
+
+    def __init__(self, change: Callable[[int, Kernel], Kernel], clock: Callable[[], float]) -> None:
+        super().__init__(clock)
+        self._change = change
+
+    def run(self, request: Request, program: LoadedProgram) -> ProgramRun:
+        return ProgramRun(Changed(program, self._change))
 
 
 class Throttled(Worker):
@@ -48,13 +62,11 @@ class Throttled(Worker):
     def __init__(self, options: WorkerOptions, slowdown: float) -> None:
         super().__init__(options)
         self._slowdown, self._is_slow, self._due_s = slowdown, False, 0.0
+        self._notebook = Stretched(self._stretched, self._settled_clock)
         signal.signal(signal.SIGUSR1, self._switch)
 
     def _switch(self, *_: object) -> None:
         self._is_slow, self._due_s = not self._is_slow, 0.0
-
-    def _new_run(self, key: object, program: LoadedProgram) -> ProgramRun:
-        return ProgramRun(Changed(program, self._stretched))
 
     def _stretched(self, _: int, kernel: Kernel) -> Kernel:
         def run(*inputs: Tensor) -> Tensor:
@@ -148,8 +160,7 @@ def until_replanned(session: Session, x: Tensor, replans: int) -> tuple[list[flo
 
 def told_profile(session: Session, slowdown: float) -> ClusterProfile:
     """The session's own profile with the slowdown put in by hand."""
-    deployment = session._plans.latest().main
-    cluster = session._deployer._cluster(deployment.capture, deployment.links)
+    cluster = session.profile
     return cluster.with_speeds([1 / slowdown if k == SLOW else 1.0 for k in range(cluster.num_workers)])
 
 
@@ -168,7 +179,9 @@ def compare(model: nn.Module, x: Tensor, workers: Workers, slowdown: float, roun
             replans = session.statistics().replans
             workers.slow(True)
             taken, count = until_replanned(session, x, replans + 1)
-            line(f"worker {SLOW} slow, old plan", taken, f"{count} requests until replanned")
+            slow = line(f"worker {SLOW} slow, old plan", taken, f"{count} requests until replanned")
+            if slow < SLOWER * before:
+                raise RuntimeError(f"worker {SLOW} was told to be slow and is not: nothing is measured here")
             seconds_each(session, x, EVERY_REQUESTS)
             after, ideal = list[float](), list[float]()
             for _ in range(rounds):  # in turns, so that what else this machine does meets both
