@@ -115,9 +115,7 @@ def task_of(
     calibration: Any,
     train: Any,
     validate: Any,
-    metric: Metric | str,
     loss: Loss | None,
-    tolerance: float,
     budget: Budget,
     scar_ratio: int | str,
     seed: int,
@@ -125,38 +123,37 @@ def task_of(
     target_macs: int | None,
     prices: Prices,
 ) -> Task:
-    """What every step is given, but for the original's score: see ``judged``."""
-    if not (isinstance(tolerance, (int, float)) and 0 <= tolerance < math.inf):
-        raise ValueError(f"tolerance is {tolerance!r}; give how much the metric may fall, 0 or more (0.01 is a point)")
+    """What every step is given, but for what it is judged by: see ``judged``."""
     if loss is not None and not callable(loss):
         raise TypeError(f"loss is a {type(loss).__name__}; give a callable of (outputs, labels)")
     many = len(arguments)
     task = Task(
-        original=model,
-        arguments=arguments,
-        say=say,
-        budget=budget,
-        calibration=None
-        if calibration is None
-        else Data(calibration, "calibration", num_arguments=many, labelled=False),
+        original=model, arguments=arguments, say=say, budget=budget,
+        calibration=None if calibration is None else Data(
+            calibration, "calibration", num_arguments=many, labelled=False
+        ),
         train=None if train is None else train_data(train, many, loss),
         loss=loss,
-        validate=None
-        if validate is None
-        else Data(validate, "validate", num_arguments=many, labelled=True, ordered=True),
-        scar_ratio=ratio_of(scar_ratio),
-        seed=seed,
-        method=method,
-        target_macs=target_macs,
-        prices=prices,
-    )
+        validate=None if validate is None else Data(
+            validate, "validate", num_arguments=many, labelled=True, ordered=True
+        ),
+        scar_ratio=ratio_of(scar_ratio), seed=seed, method=method, target_macs=target_macs, prices=prices,
+    )  # fmt: skip
     for data in (task.calibration, task.train, task.validate):
         if data is not None:
             _runs_on(model, data)
-    task, judge = _judged(task, metric, validate)
+    return task
+
+
+def judged(task: Task, metric: Metric | str, validate: Any, tolerance: float) -> Task:
+    """With the judge, the original's score and the least that a step's result must have, and without the inputs that
+    only the judge may see; as it is where there is nothing to judge by."""
+    if not (isinstance(tolerance, (int, float)) and 0 <= tolerance < math.inf):
+        raise ValueError(f"tolerance is {tolerance!r}; give how much the metric may fall, 0 or more (0.01 is a point)")
+    task, judge = _with_judge(task, metric, validate)
     if judge is None:
         return task
-    score = judge(model)
+    score = judge(task.original)
     least = score.value - tolerance
     return replace(
         task, judge=judge, score=score, least_score=least if task.validate is not None else min(LIKENESS, least)
@@ -173,7 +170,7 @@ def _runs_on(model: nn.Module, data: Data) -> None:
         raise ValueError(f"the model fails on the first batch of {data.name}, of shapes {shapes}: {error}") from error
 
 
-def _judged(task: Task, metric: Metric | str, validate: Any) -> tuple[Task, Judge | None]:
+def _with_judge(task: Task, metric: Metric | str, validate: Any) -> tuple[Task, Judge | None]:
     """The judge, and the task without what only the judge may see."""
     if not callable(metric) and metric != "accuracy":
         raise ValueError(f'metric is {metric!r}; give "accuracy", or a callable of (model, validate)')

@@ -16,6 +16,7 @@ from edgedi.transforms.arguments import (
     check_budget,
     check_method,
     check_model,
+    judged,
     say_of,
     share_of,
     steps_of,
@@ -31,6 +32,7 @@ from edgedi.transforms.recover.recover import recover_step
 from edgedi.transforms.replace.replace import replace_step
 from edgedi.transforms.report import Compaction, Size, Step, changes
 from edgedi.transforms.score import Metric, Score
+from edgedi.transforms.store import Store
 from edgedi.transforms.task import Budget, Loss, Outcome, Point, Say, Task
 
 STEPS: Mapping[str, Callable[[nn.Module, Task], Outcome]] = {
@@ -112,10 +114,11 @@ def compact(
     expected, layers, size = _first_run(model, arguments)
     budget = Budget(budget_s)
     task = task_of(
-        model, arguments, say, calibration=calibration, train=train, validate=validate, metric=metric, loss=loss,
-        tolerance=tolerance, budget=budget, scar_ratio=scar_ratio, seed=seed, method=method,
+        model, arguments, say, calibration=calibration, train=train, validate=validate, loss=loss,
+        budget=budget, scar_ratio=scar_ratio, seed=seed, method=method,
         target_macs=None if share is None else round(share * size.macs), prices=prices_of(cost, model, arguments),
     )  # fmt: skip
+    task = judged(task, metric, validate, tolerance)
     settings = {
         "steps": chosen, "tolerance": tolerance, "seed": seed, "budget_s": budget_s, "metric": metric, "loss": loss,
         "method": method, "target": share, "scar_ratio": scar_ratio,
@@ -123,18 +126,7 @@ def compact(
     }  # fmt: skip
     store = store_of(checkpoint, model, arguments, settings, task.validate)
     task = replace(task, budget=Budget(budget_s, used_s=budget.used_s + store.used_s()), narrows="prune" in chosen)
-    slot, small, now = store.slot("finished"), model, size
-    done = kept.load(slot)
-    for finished in done:
-        say(f"{finished.step.name}: done before, from the checkpoint")
-        small, now = finished.again(copy.deepcopy(small), arguments), finished.step.after
-    for place, name in list(enumerate(chosen))[len(done) :]:
-        own = store.within(f"{place}-{name}")
-        small, finished = _run(name, small, replace(task, store=own), now, expected)
-        done.append(finished)
-        kept.save(slot, done)
-        own.clear()
-        now = finished.step.after
+    small, done = _carried_out(chosen, task, store, size, expected)
     small = copy.deepcopy(model) if small is model else small
     small.compaction = Compaction(
         steps=tuple(finished.step for finished in done),
@@ -143,6 +135,25 @@ def compact(
         curve=_curve(task.score, size, done),
     )
     return small
+
+
+def _carried_out(
+    chosen: Sequence[str], task: Task, store: Store, size: Size, expected: Any
+) -> tuple[nn.Module, list[Finished]]:
+    """The steps one after another, of which a checkpoint may hold the first ones done."""
+    slot, small, now = store.slot("finished"), task.original, size
+    done = kept.load(slot)
+    for finished in done:
+        task.say(f"{finished.step.name}: done before, from the checkpoint")
+        small, now = finished.again(copy.deepcopy(small), task.arguments), finished.step.after
+    for place, name in list(enumerate(chosen))[len(done) :]:
+        own = store.within(f"{place}-{name}")
+        small, finished = _run(name, small, replace(task, store=own), now, expected)
+        done.append(finished)
+        kept.save(slot, done)
+        own.clear()
+        now = finished.step.after
+    return small, done
 
 
 def _run(name: str, model: nn.Module, task: Task, size: Size, expected: Any) -> tuple[nn.Module, Finished]:
