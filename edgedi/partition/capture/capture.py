@@ -58,10 +58,15 @@ class Capture:
     def unflatten(self, outputs: Mapping[str, Tensor]) -> Any:
         """The model's own output structure from the graph's outputs by name."""
         leaves = [
-            constant if name is None else outputs[name]
+            _copied(constant) if name is None else outputs[name]
             for name, constant in zip(self.output_slots, self.output_constants, strict=True)
         ]
         return pytree.tree_unflatten(leaves, self.output_tree)
+
+
+def _copied(constant: Any) -> Any:
+    """An answer is its receiver's, who may write into it."""
+    return constant.clone() if isinstance(constant, Tensor) else constant
 
 
 def capture(model: nn.Module, example_inputs: Any) -> LayerGraph:

@@ -191,6 +191,14 @@ class ProgramSet:
     def __str__(self) -> str:
         return "\n\n".join(str(self.programs[p]) for p in sorted(self.programs))
 
+    def answers_alone(self, participant: int) -> bool:
+        """Whether one worker makes all outputs of all inputs: a request needs nobody else."""
+        instructions = self.programs[participant].instructions
+        taken = {(i.piece, i.source) for i in instructions if isinstance(i, Recv)}
+        given = {(i.piece, i.target) for i in instructions if isinstance(i, Send)}
+        inputs, outputs = ({(Piece(name), HOME) for name in names} for names in (self.graph.inputs, self.graph.outputs))
+        return taken <= inputs and given == outputs
+
     @property
     def digest(self) -> str:
         return hashlib.sha256(f"{self.graph.digest}\n{self}".encode()).hexdigest()

@@ -26,7 +26,7 @@ from edgedi.partition.throughput.throughput import place, place_to_try
 from edgedi.runtime.coordinator.coordinator import Coordinator
 from edgedi.runtime.coordinator.link_probe import PROBE_ROOM_BYTES, LinkProbe
 from edgedi.runtime.coordinator.profiler import deploy_message, device_profiles, install
-from edgedi.runtime.coordinator.trial import may_be_tried, noise_inputs, quickest, request_seconds
+from edgedi.runtime.coordinator.trial import answer_seconds, may_be_tried, noise_inputs, quickest, request_seconds
 from edgedi.runtime.execution.executor import LoadedProgram
 from edgedi.runtime.execution.loading import Shipment
 from edgedi.runtime.execution.reference import weights_of
@@ -63,6 +63,8 @@ class Deployment:
     """Requests that are under way; its ``Dealer`` counts them."""
     slowdowns: tuple[float, ...]
     """Against its profile, how many times as slow the plan takes each of its workers for."""
+    alone_here: bool
+    """Whether this process's own share answers a request by itself, so that it need not be asked by messages."""
     predicted_busy_s: tuple[float, ...]
     """Seconds per request that each of them is then predicted to compute and send."""
 
@@ -156,6 +158,8 @@ class Deployer:
         inputs = noise_inputs(made[0][0].capture.graph)
 
         def seconds(one: Deployment) -> float:
+            if one.alone_here and self._share is not None:
+                return answer_seconds(partial(self._share.answer, self._session, one.epoch, inputs))
             number = next(self._numbers)
             return request_seconds(self._coordinator, self._session, one.epoch, number, one.home, inputs, one.links)
 
@@ -236,17 +240,24 @@ class Deployer:
             programs.programs[HOME], capture.graph, weights_of(capture), opaque=capture.opaque, packer=self._packer
         )
         slowdowns, predicted_busy_s = self._expected(capture, cluster, replica, programs, alive)
+        links = tuple(alive[k] for k in replica.workers)
         return Deployment(
             capture=capture,
             replica=replica,
             programs=programs,
             epoch=epoch,
             home=home,
-            links=tuple(alive[k] for k in replica.workers),
+            links=links,
             verified=verified,
             slowdowns=slowdowns,
+            alone_here=self._answers_here(programs, links),
             predicted_busy_s=predicted_busy_s,
         )
+
+    def _answers_here(self, programs: ProgramSet, links: Sequence[int]) -> bool:
+        if self._share is None or not self._share.answers_here or 0 not in links:
+            return False
+        return programs.answers_alone(links.index(0))
 
     def _expected(
         self, capture: Capture, cluster: ClusterProfile, replica: Replica, programs: ProgramSet, alive: Sequence[int]

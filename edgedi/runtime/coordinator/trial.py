@@ -62,6 +62,13 @@ def request_seconds(
     return clock() - started_s
 
 
+def answer_seconds(answer: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one request that is answered here, without messages."""
+    started_s = clock()
+    answer()
+    return clock() - started_s
+
+
 def noise_inputs(graph: LayerGraph) -> dict[str, Tensor]:
     """Inputs that the graph takes."""
     return {name: random_piece(Piece(name), graph) for name in graph.inputs}

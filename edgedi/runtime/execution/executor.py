@@ -248,3 +248,17 @@ class ProgramRun:
             if piece.tensor == tensor and value is not None and tuple(value.shape) == graph.spec(tensor).shape:
                 return value
         raise KeyError(tensor)
+
+
+def answer_alone(loaded: LoadedProgram, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The outputs by name, in memory of their own, of a worker's program that needs no other worker."""
+    run, outputs = ProgramRun(loaded), dict[str, Tensor]()
+    for name, tensor in inputs.items():
+        run.deliver(Piece(name), HOME, tensor)
+
+    def keep(piece: Piece, tensor: Tensor, _target: int) -> None:
+        outputs[piece.tensor] = tensor.clone()  # it may be a weight, or an input
+
+    if not run.advance(keep):
+        raise ValueError(f"the program waits for more than the inputs, at {run.current_layer}")
+    return outputs

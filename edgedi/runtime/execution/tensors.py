@@ -7,8 +7,8 @@ Rows of a channels-last map are then one run of memory at batch 1, so a halo is 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from edgedi.partition.plan.program import Piece
 from edgedi.runtime.kernels.eager import TORCH_DTYPES
 from edgedi.runtime.wire.payloads import Buffer
 
-__all__ = ["Tensor", "device_available", "from_wire", "inference", "made_on", "set_up_torch", "to_wire"]
+__all__ = ["Tensor", "as_wide_as", "device_available", "from_wire", "inference", "made_on", "set_up_torch", "to_wire"]
 
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
@@ -30,6 +30,17 @@ def set_up_torch(threads: int, device: str) -> None:
         return  # and in a user's own process the settings below are the user's
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+
+
+@contextmanager
+def as_wide_as(threads: int) -> Iterator[None]:
+    """Within it torch's operators use so many threads; for the calling thread only, as OpenMP counts them for each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def device_available(device: str) -> bool:

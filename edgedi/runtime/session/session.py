@@ -60,6 +60,8 @@ class _Ticket:
     counted: bool = True
     """Whether it is the user's, and so in the statistics."""
     recording: Recording | None = None
+    is_waited_for: bool = False
+    """Whether the thread that asks does nothing else meanwhile, and so may compute."""
     dealer: Dealer | None = None
     deployment: Deployment | None = None
     future: Future[Any] = field(default_factory=Future)
@@ -122,7 +124,9 @@ class Session:
 
     def __call__(self, *inputs: Any) -> Any:
         """The model's answer to ``inputs``: same structure, element type and device."""
-        return self.submit(*inputs).result()
+        future = self._submit(inputs, is_waited_for=True)
+        self._last_inputs = inputs
+        return future.result()
 
     def submit(self, *inputs: Any) -> Future[Any]:
         """Begin a request; waits, at most ``timeout_s``, while ``max_in_flight`` others are under way.
@@ -133,13 +137,15 @@ class Session:
         self._last_inputs = inputs
         return future
 
-    def _submit(self, inputs: tuple[Any, ...], recording: Recording | None = None) -> Future[Any]:
+    def _submit(
+        self, inputs: tuple[Any, ...], recording: Recording | None = None, *, is_waited_for: bool = False
+    ) -> Future[Any]:
         if self._closed:
             raise WorkerLost("the session is closed")
         started_s = time.monotonic()
         if not self._slots.acquire(timeout=self._timeout_s):
             raise WorkerLost(f"no request of those in flight ended within {self._timeout_s} s")
-        ticket = _Ticket(inputs=inputs, started_s=started_s, recording=recording)
+        ticket = _Ticket(inputs=inputs, started_s=started_s, recording=recording, is_waited_for=is_waited_for)
         ticket.future.set_running_or_notify_cancel()
         try:
             self._start(self._deal(ticket), ticket)
@@ -162,7 +168,8 @@ class Session:
         """What each worker and the coordinator computed, sent and waited for in one more request, which this runs.
 
         Without ``inputs`` it is the latest request once more: a session keeps the inputs of its latest request. Times
-        are seconds since that request began, by the coordinator's clock.
+        are seconds since that request began, by the coordinator's clock. It goes by messages, to be seen, also where
+        this process would answer alone.
         """
         return self._trace(inputs).spans
 
@@ -298,6 +305,8 @@ class Session:
             self._helpers.submit(self._answer_locally, ticket)
             return
         tensors = {name: in_wire_order(tensor) for name, tensor in deployment.capture.flatten(ticket.inputs).items()}
+        if ticket.is_waited_for and self._answer_here(deployment, ticket, tensors):
+            return
         number = next(self._numbers)
         recording = ticket.recording
         run = new_run(deployment.home, tensors) if recording is None else recording.run(deployment, number, tensors)
@@ -315,6 +324,21 @@ class Session:
         )
         self._coordinator.start_request(request)
 
+    def _answer_here(self, deployment: Deployment, ticket: _Ticket, tensors: Mapping[str, Tensor]) -> bool:
+        """Let this process's own share compute in the calling thread, where it needs nobody else; whether it has."""
+        trusted = deployment.verified and self._verify != "always"
+        if not (trusted and deployment.alone_here and self._share is not None):
+            return False
+        try:
+            outputs = self._share.answer(self._name, deployment.epoch, tensors)
+        except Exception as error:  # of an operator: the same request once more, as a message, says more of it
+            log.warning("asking the share of this process by message: %s", error)
+            return False
+        if outputs is None:
+            return False
+        self._request_done(deployment, ticket, outputs, None)
+        return True
+
     def _request_done(
         self,
         deployment: Deployment,
@@ -322,7 +346,7 @@ class Session:
         outputs: Mapping[str, Tensor] | None,
         error: EdgediError | None,
     ) -> None:
-        """In the coordinator's thread: never computes."""
+        """In the coordinator's thread, where nothing is computed, or in that of a caller who waits."""
         if outputs is None:
             self._request_failed(ticket, error or WorkerLost("the request has no answer"))
             return

@@ -38,6 +38,11 @@ class Installed:
     links: PeerLinks | None = None
     """Made by the first request: only then have all workers of the session let each other in."""
 
+    def count(self, busy_s: float) -> None:
+        """One more request is over."""
+        self.requests += 1
+        self.busy_s += busy_s
+
 
 class WorkerPrograms:
     """By epoch; weights are kept once for all of them."""
@@ -51,6 +56,10 @@ class WorkerPrograms:
 
     def __getitem__(self, epoch: Epoch) -> Installed:
         return self._installed[epoch]
+
+    def get(self, epoch: Epoch) -> Installed | None:
+        """``None`` where it is not installed, or no more."""
+        return self._installed.get(epoch)
 
     # --- weights, programs -------------------------------------------------------------------------------------------
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from edgedi.partition.plan.program import Piece as ProgramPiece
 from edgedi.partition.plan.program import participant_name
 from edgedi.runtime.emulation.pace import pace_of
 from edgedi.runtime.execution.allocator import keep_freed_memory
-from edgedi.runtime.execution.executor import ProgramRun
+from edgedi.runtime.execution.executor import ProgramRun, answer_alone
 from edgedi.runtime.execution.loading import WorkerMemoryError
 from edgedi.runtime.execution.pieces import message_of, piece_of, tensor_of
 from edgedi.runtime.execution.tensors import Tensor, inference, set_up_torch
@@ -82,6 +83,8 @@ class Worker:
         self._programs = WorkerPrograms(options)
         self._state = WorkerState(self._programs.missing)
         self._requests: dict[events.Request, _Request] = {}
+        self._computing = threading.Lock()
+        """Held while a request is computed: kernels have memory of their own, and ``answer`` is another thread's."""
         self._notebook = Notebook(self._settled_clock)
         self._stopped = False
         self._owns_context = context is None
@@ -129,6 +132,25 @@ class Worker:
     def stop(self) -> None:
         """End ``serve`` after what it is doing."""
         self._stopped = True
+
+    def answer(self, epoch: events.Epoch, inputs: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """The outputs of a program that needs no other worker, computed in the calling thread and without messages.
+
+        ``None`` where the program is not here, or a request is being computed. An operator may raise anything.
+        """
+        installed = self._programs.get(epoch)
+        if installed is None or not self._computing.acquire(blocking=False):
+            return None
+        try:
+            started_s = self._clock()
+            with inference():
+                outputs = answer_alone(installed.program, inputs)
+            installed.count(self._clock() - started_s)
+            self._counts["requests"] += 1
+            self._counts["busy_s"] += self._clock() - started_s
+        finally:
+            self._computing.release()
+        return outputs
 
     def close(self) -> None:
         """Close sockets and links."""
@@ -323,6 +345,13 @@ class Worker:
         return False
 
     def _advance(self, key: events.Request, request: _Request) -> None:
+        with self._computing:
+            done = self._run(key, request)
+        if done:
+            self._end(key)
+
+    def _run(self, key: events.Request, request: _Request) -> bool:
+        """As far as it goes; whether the request is over."""
         started_s = self._clock()
         try:
             self._connect_peers(request.installed)
@@ -338,9 +367,8 @@ class Worker:
         request.busy_s += busy_s
         if done:
             self._counts["requests"] += 1
-            request.installed.requests += 1
-            request.installed.busy_s += request.busy_s
-            self._end(key)
+            request.installed.count(request.busy_s)
+        return done
 
     def _connect_peers(self, installed: Installed) -> None:
         if installed.links is None:

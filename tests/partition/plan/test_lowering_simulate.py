@@ -240,3 +240,17 @@ def test_no_send_or_receive_can_be_spared(
 def test_more_workers_than_rows(graph: LayerGraph) -> None:
     for seed in range(20):
         simulate(lower(random_plan(graph, 30, random.Random(seed)), graph))
+
+
+def test_who_has_every_layer_answers_alone_and_nobody_else_does() -> None:
+    graph = residual()
+    everything = Segment(layers=Interval(0, len(graph.layers)), axis="whole", on=1)
+    whole = lower(Plan(num_workers=2, segments=(everything,)), graph)
+    assert [whole.answers_alone(worker) for worker in (0, 1)] == [False, True]
+    for worker in (0, 1):
+        assert not two_segments().answers_alone(worker)
+
+
+def test_who_waits_for_an_opaque_layer_does_not_answer_alone() -> None:
+    for seed in range(20):
+        assert not lower(random_plan(with_opaque(), 1, random.Random(seed)), with_opaque()).answers_alone(0)
