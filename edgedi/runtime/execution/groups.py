@@ -57,6 +57,11 @@ class EngineGroups:
         chosen_s = sum(choice.engine_s if choice.engine else choice.torch_s for choice in self.choices)
         return chosen_s / torch_s if torch_s else 1.0
 
+    @property
+    def takes_any(self) -> bool:
+        """Whether an engine computes any chain."""
+        return any(choice.engine for choice in self.choices)
+
     def __str__(self) -> str:
         taken = sum(choice.engine for choice in self.choices)
         return f"torch; {openvino_graph.NAME} for {taken} of {len(self.choices)} chains" if taken else "torch"

@@ -23,6 +23,10 @@ from edgedi.runtime.kernels import fused
 Expected = Mapping[tuple[Piece, int], tuple[tuple[int, ...], str]]
 """Shape and element type of every piece that a program receives, by piece and source."""
 
+ENGINE_SHARE = 0.5
+"""An engine holds weights a second time. Where memory is limited it is used as long as all that is held so, and the
+maps, take at most this share of the limit, so that programs which come later still find room."""
+
 INPUT = "input"
 """Pseudo-operator of a tensor that a program reads but does not make."""
 
@@ -140,8 +144,10 @@ def load(
     limit_bytes: int | None = None,
     device: str = "cpu",
     regroup: Regroup | None = None,
+    engine_bytes: int = 0,
 ) -> LoadedProgram:
-    """A program ready to run on ``device``, where the weights of ``store`` lie already.
+    """A program ready to run on ``device``, where the weights of ``store`` lie already. ``regroup`` is left out where
+    memory is scarce; ``engine_bytes``: what engines hold already.
 
     ``RemoteProtocolError`` for whatever is wrong with it, ``WorkerMemoryError`` for one that is too large beside what
     other programs hold.
@@ -154,7 +160,8 @@ def load(
         raise RemoteProtocolError(f"the program does not read: {error}") from error
     try:
         if limit_bytes is not None:
-            _check_memory(program, graph, store, digests_of(layers), limit_bytes)
+            weights, needed = _check_memory(program, graph, store, digests_of(layers), limit_bytes, engine_bytes)
+            regroup = regroup if needed + weights <= ENGINE_SHARE * limit_bytes else None
         with made_on(device):
             return LoadedProgram(
                 program, graph, lambda name, cut: store.lend(name), packer=packer, device=device, regroup=regroup
@@ -166,10 +173,16 @@ def load(
 
 
 def _check_memory(
-    program: Program, graph: LayerGraph, store: WeightStore, digests: tuple[str, ...], limit_bytes: int
-) -> None:
+    program: Program,
+    graph: LayerGraph,
+    store: WeightStore,
+    digests: tuple[str, ...],
+    limit_bytes: int,
+    engine_bytes: int,
+) -> tuple[int, int]:
+    """Bytes of the program's weights, and of all that is held with it."""
     weights = store.bytes_of(digests)
-    others = max(0, store.pinned_bytes - weights)
+    others = max(0, store.pinned_bytes - weights) + engine_bytes
     peak, layer = program_bytes(program, graph)
     if weights + others + peak > limit_bytes:
         beside = f", other programs hold {others / 1e6:.1f} MB" if others else ""
@@ -178,3 +191,4 @@ def _check_memory(
             f"{layer}){beside}, the limit is {limit_bytes / 1e6:.1f} MB: raise --memory-limit or add workers",
             layer=layer,
         )
+    return weights, weights + others + peak

@@ -17,7 +17,7 @@ import torch
 from edgedi.partition.plan.program import UNSPLIT, Program, Run
 from edgedi.runtime.execution.executor import LoadedProgram
 from edgedi.runtime.execution.groups import EngineGroups
-from edgedi.runtime.execution.loading import INPUT, WorkerMemoryError, digests_of, load
+from edgedi.runtime.execution.loading import ENGINE_SHARE, INPUT, WorkerMemoryError, digests_of, load
 from edgedi.runtime.execution.tensors import random_piece
 from edgedi.runtime.execution.weights import WeightStore
 from edgedi.runtime.kernels.eager import TORCH_DTYPES
@@ -75,7 +75,10 @@ def measure_described(
             groups(loaded.steps, lambda name, cut: store.lend(name), loaded.graph)
         return measure_program(loaded, repeats, clock)
 
-    if limit_bytes is None or sum(tensor_bytes(w["dtype"], w["shape"]) for w in weights) <= limit_bytes:
+    weight_bytes = sum(tensor_bytes(w["dtype"], w["shape"]) for w in weights)
+    if limit_bytes is not None and 2 * weight_bytes > ENGINE_SHARE * limit_bytes:
+        groups = None
+    if limit_bytes is None or weight_bytes <= limit_bytes:
         with contextlib.suppress(WorkerMemoryError):
             return run(text, layers), groups.factor if groups is not None else 1.0
     measured: list[Measurement] = []

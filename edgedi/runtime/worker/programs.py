@@ -5,6 +5,7 @@ Nothing is sent from here: what a coordinator is to hear is returned or raised.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -32,6 +33,8 @@ class Installed:
     program: LoadedProgram
     expected: Expected
     engine: str
+    engine_bytes: int
+    """Of weights that an engine holds a second time."""
     requests: int = 0
     busy_s: float = 0.0
     """Spent on the requests counted in ``requests``: computing and sending, not waiting."""
@@ -87,17 +90,20 @@ class WorkerPrograms:
             program = load(
                 deploy.program, deploy.layers, self._store, self._packer,
                 limit_bytes=self._options.memory_limit_bytes, device=self._options.device, regroup=groups,
+                engine_bytes=sum(installed.engine_bytes for installed in self._installed.values()),
             )  # fmt: skip
         except EdgediError:
             self._store.settle(())
             raise
         expected = expected_pieces(program.program, program.graph)
         engine = str(groups) if groups is not None else "torch"
-        self._installed[epoch] = Installed(deploy, program, expected, engine)
         self._store.settle(self._pinned[epoch])
         self._store.trim()
         release_freed_memory()
-        return self._store.bytes_of(self._pinned[epoch])
+        weight_bytes = self._store.bytes_of(self._pinned[epoch])
+        engine_bytes = weight_bytes if groups is not None and groups.takes_any else 0
+        self._installed[epoch] = Installed(deploy, program, expected, engine, engine_bytes)
+        return weight_bytes
 
     def _check_peers(self, deploy: Deploy) -> None:
         """Links between workers are as this worker's own: all with keys, or all open."""
@@ -133,13 +139,14 @@ class WorkerPrograms:
         return "torch" if self._groups() is None else f"torch-{openvino_graph.version()}"
 
     def _groups(self) -> EngineGroups | None:
-        """Chains of layers for an engine: it holds weights a second time, so not where memory is limited."""
+        """Chains of layers for an engine, ``None`` where there is none."""
         options = self._options
-        if options.engine != "auto" or options.device != "cpu" or options.memory_limit_bytes is not None:
+        if options.engine != "auto" or options.device != "cpu" or not openvino_graph.available():
             return None
-        if options.speed.is_emulated:  # an engine computes in threads whose processor time a pace does not see
-            return None
-        return EngineGroups(options.threads) if openvino_graph.available() else None
+        if not options.speed.is_emulated:
+            return EngineGroups(options.threads)
+        # Of one thread it computes in the thread that calls, whose processor time is what an emulated device counts.
+        return EngineGroups(1, time.thread_time) if options.threads == 1 else None
 
     def measure(self, message: Measure, clock: Callable[[], float]) -> Measured:
         """Time a program on noise; nothing of it stays. Whatever an operator raises over a stranger's description."""

@@ -211,7 +211,7 @@ def test_a_choice_asks_for_more_than_noise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "may"), [((), True), (("--engine", "torch"), False), (("--memory-limit", "2G"), False)]
+    ("options", "may"), [((), True), (("--engine", "torch"), False), (("--memory-limit", "2G"), True)]
 )
 def test_a_worker_says_which_engine_computes(options: tuple[str, ...], may: bool) -> None:
     torch.manual_seed(0)

@@ -16,12 +16,14 @@ from edgedi.errors import EdgediError, RemoteProtocolError
 from edgedi.partition.capture.capture import Capture, capture_model
 from edgedi.partition.cost.profile import ClusterProfile, DeviceProfile, LinkProfile
 from edgedi.partition.graph.geometry import Interval
+from edgedi.partition.graph.graph import LayerGraph
 from edgedi.partition.graph.operators import TABLE
 from edgedi.partition.plan.lowering import lower
+from edgedi.partition.plan.memory import program_bytes
 from edgedi.partition.plan.program import Program, ProgramSet
 from edgedi.partition.planners.by_name import plan
 from edgedi.runtime.coordinator.profiler import deploy_message
-from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
+from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun, Step, WeightOf
 from edgedi.runtime.execution.loading import (
     INPUT,
     Shipment,
@@ -231,6 +233,24 @@ def test_what_other_programs_hold_counts(deploy: Deploy, shipped: tuple[ProgramS
     store.use([weight_digest(foreign)])
     with pytest.raises(WorkerMemoryError, match=r"other programs hold 0\.4 MB"):
         load(deploy.program, deploy.layers, store, None, limit_bytes=limit)
+
+
+@pytest.mark.parametrize(("spare", "held", "asked"), [(0, 0, True), (-1, 0, False), (0, 1, False), (1000, 1000, True)])
+def test_an_engine_gets_a_chance_where_all_held_twice_takes_half_of_the_limit(
+    deploy: Deploy, store: WeightStore, spare: int, held: int, asked: bool
+) -> None:
+    graph = read_graph(deploy.layers)
+    peak, _ = program_bytes(Program.parse(deploy.program), graph)
+    needed = 2 * store.bytes_of(digests_of(deploy.layers)) + peak
+    offered: list[int] = []
+
+    def regroup(steps: tuple[Step, ...], weight: WeightOf, graph: LayerGraph) -> tuple[Step, ...]:
+        offered.append(len(steps))
+        return steps
+
+    limit = 2 * (needed + spare)
+    assert load(deploy.program, deploy.layers, store, None, limit_bytes=limit, regroup=regroup, engine_bytes=held)
+    assert bool(offered) is asked
 
 
 # --- anything --------------------------------------------------------------------------------------------------------
