@@ -16,6 +16,8 @@ class LayerCost:
     outputs: Mapping[str, float]
     price: float = 1.0
     """Of one multiplication, against those of other layers."""
+    layer: str = ""
+    """Its name; none for all the rest, which no group changes."""
 
     def left(self, removed: Mapping[str, int]) -> float:
         """Once so many units of each group are gone."""

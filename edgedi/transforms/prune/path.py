@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,14 @@ from edgedi.transforms.prune.allocate import LayerCost, Steps, Width, path_of
 from edgedi.transforms.prune.curves import Curve, curve_of
 from edgedi.transforms.prune.cut import Group, Narrow, narrow
 from edgedi.transforms.prune.groups import groups_of
-from edgedi.transforms.prune.moments import moments_of
+from edgedi.transforms.prune.moments import Moments, moments_of
 from edgedi.transforms.prune.probe import Probe
 from edgedi.transforms.prune.refit import Teacher, together
-from edgedi.transforms.task import SAME, Prices, Say
+from edgedi.transforms.store import NO_SLOT, Slot, digest_of_model
+from edgedi.transforms.task import SAME, Budget, Prices, Say
+
+LOOKING = 0.5
+"""The share of the time left that looking at groups may take; those with most multiplications come first."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,8 +62,14 @@ def find_path(
     seed: int,
     say: Say,
     prices: Prices = SAME,
+    *,
+    budget: Budget | None = None,
+    slot: Slot = NO_SLOT,
 ) -> Path:
-    """Its ``widths`` are one where no width can change; errors as of ``groups_of``."""
+    """Its ``widths`` are one where no width can change; errors as of ``groups_of``.
+
+    Groups for which ``budget`` leaves no time are left alone. ``slot`` keeps what has been found of ``model`` so far.
+    """
     groups, left_alone = groups_of(model, arguments)
     names = sorted({part.layer for group in groups for part in group.readers})
     # A change is tried on inputs that no moment has seen: of few inputs a wide layer learns to make up for channels on
@@ -67,16 +77,44 @@ def find_path(
     most, unseen = fourths(calibration)
     moments = moments_of(model, names, [batch.arguments for batch in most], sum(batch.size for batch in most), seed)
     probe = Probe(model, together(unseen))
-    curves = {}
-    for number, group in enumerate(groups, 1):
-        curves[group.name] = curve_of(model, group, moments, probe)
-        say(f"prune: {number} of {len(groups)} groups of channels looked at")
-    steps = {name: Steps(counts=curve.counts, errors=curve.errors) for name, curve in curves.items()}
+    macs = {cost.layer: cost.macs for cost in layer_costs(model, arguments, groups)}
+    ordered = sorted(groups, key=lambda group: -sum(macs[part.layer] for part in group.parts if part.layer in macs))
+    curves = _curves(model, ordered, moments, probe, say, budget or Budget(None), slot)
+    looked = tuple(group for group in groups if group.name in curves)
+    if len(looked) < len(groups):
+        say(f"prune: no time to look at {len(groups) - len(looked)} groups, which have the fewest multiplications")
+        left_alone = (*left_alone, *(group.name for group in groups if group.name not in curves))
+    steps = {group.name: Steps(counts=curves[group.name].counts, errors=curves[group.name].errors) for group in looked}
     return Path(
-        model=model, arguments=arguments, groups=groups, left_alone=left_alone, curves=curves,
-        widths=path_of(steps, layer_costs(model, arguments, groups, prices)),
+        model=model, arguments=arguments, groups=looked, left_alone=left_alone, curves=curves,
+        widths=path_of(steps, layer_costs(model, arguments, looked, prices)),
         teacher=Teacher(model, together(calibration), seed),
     )  # fmt: skip
+
+
+def _curves(
+    model: nn.Module,
+    groups: Sequence[Group],
+    moments: Mapping[str, Moments],
+    probe: Probe,
+    say: Say,
+    budget: Budget,
+    slot: Slot,
+) -> dict[str, Curve]:
+    """By group, in their order: of all that there is time for, the first one always."""
+    whose, known = digest_of_model(model), slot.load() or {}
+    curves = {name: Curve(**plain) for name, plain in known["curves"].items()} if known.get("model") == whose else {}
+    enough_s = budget.left_s * (1 - LOOKING)
+    for number, group in enumerate(groups, 1):
+        if group.name in curves:
+            continue
+        if curves and budget.left_s < enough_s:
+            break
+        curves[group.name] = curve_of(model, group, moments, probe)
+        say(f"prune: {number} of {len(groups)} groups of channels looked at")
+        if slot.due:
+            slot.save({"model": whose, "curves": {name: asdict(curve) for name, curve in curves.items()}})
+    return curves
 
 
 def layer_costs(
@@ -91,6 +129,7 @@ def layer_costs(
             shares.setdefault((part.layer, part.reads), {})[group.name] = share
     known = [
         LayerCost(
+            layer=layer.name,
             macs=layer.size.macs,
             inputs=shares.get((layer.name, True), {}),
             outputs=shares.get((layer.name, False), {}),

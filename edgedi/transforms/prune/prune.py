@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 from torch import nn
 
 from edgedi.errors import CompactionError
 from edgedi.transforms.data import MOST_KEPT
 from edgedi.transforms.prune.l1 import prune_by_l1
 from edgedi.transforms.prune.path import Path, find_path, listed
+from edgedi.transforms.store import digest_of, digest_of_model
 from edgedi.transforms.task import Outcome, Point, Task
 
 FINE = 0.002
@@ -34,7 +37,10 @@ def narrow_to(model: nn.Module, task: Task, macs: int) -> Outcome:
 def _path(model: nn.Module, task: Task) -> Path:
     data = task.calibration or task.train
     assert data is not None  # the arguments were checked
-    return find_path(model, task.arguments, data.first(MOST_KEPT), task.seed, task.say, task.prices)
+    return find_path(
+        model, task.arguments, data.first(MOST_KEPT), task.seed, task.say, task.prices,
+        budget=task.budget, slot=task.store.slot("path"),
+    )  # fmt: skip
 
 
 def _narrowed(path: Path, task: Task, macs: int) -> Outcome:
@@ -73,24 +79,40 @@ def _middle(path: Path, good: int, bad: int) -> int:
 
 
 class _Tried:
-    """The networks of a path that were made and judged."""
+    """The networks of a path that were made and judged; a checkpoint keeps their scores, and the best one's weights."""
 
     def __init__(self, path: Path, task: Task) -> None:
-        self._path, self._task = path, task
+        self._path, self._task, self._slot = path, task, task.store.slot("tried")
+        self._whose = digest_of((digest_of_model(path.model), [dict(width.removed) for width in path.widths]))
+        saved = self._slot.load() or {}
+        saved = saved if saved.get("path") == self._whose else {}
+        self._scores: dict[int, float] = saved.get("scores", {})
         self.curve: list[Point] = []
         self._best: tuple[int, nn.Module] | None = None
+        if saved.get("weights") is not None:
+            small = path.edit(saved["best"]).apply(copy.deepcopy(path.model), path.arguments)
+            small.load_state_dict(saved["weights"])
+            self._best = (saved["best"], small)
 
     def judged(self, index: int) -> float:
         """The score of point ``index``."""
-        small, macs = self._path.network(index), self._path.macs(index)
+        if index not in self._scores:
+            self._judge(index)
+        score = self._scores[index]
+        self.curve.append(Point(macs=self._path.macs(index), score=score, step="prune"))
+        return score
+
+    def _judge(self, index: int) -> None:
+        small, share = self._path.network(index), self._path.macs(index) / self._path.macs(0)
         assert self._task.judge is not None  # nobody asks without
         score = self._task.judge(small)
-        self.curve.append(Point(macs=macs, score=score.value, step="prune"))
-        share = macs / self._path.macs(0)
         self._task.say(f"prune: {share:.1%} of the MACs score {score}, {self._task.least_score:.4g} is needed")
+        self._scores[index] = score.value
         if score.value >= self._task.least_score:
             self._best = (index, small)
-        return score.value
+        if self._slot.due:
+            best, weights = (None, None) if self._best is None else (self._best[0], self._best[1].state_dict())
+            self._slot.save({"path": self._whose, "scores": self._scores, "best": best, "weights": weights})
 
     def outcome(self, index: int) -> Outcome:
         """Point ``index`` as the step's result."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +14,15 @@ from torch import Tensor, nn
 from edgedi.errors import CompactionError
 from edgedi.transforms.arguments import LIKENESS
 from edgedi.transforms.compact import compact
-from edgedi.transforms.data import Batch
+from edgedi.transforms.data import Batch, Data
 from edgedi.transforms.measure import answer_of, difference, measured
+from edgedi.transforms.prune import path as path_module
+from edgedi.transforms.prune.curves import Curve, curve_of
 from edgedi.transforms.prune.path import find_path
+from edgedi.transforms.prune.prune import prune_step
+from edgedi.transforms.score import Score, judge_by_accuracy
+from edgedi.transforms.store import EVERY_S, Store
+from edgedi.transforms.task import Budget, Outcome, Task
 from tests.transforms.planted import Excited, Residual, image, randomised, widths
 
 
@@ -134,6 +143,98 @@ def test_the_fit_halves_the_error_of_the_weights_that_are_left():
     errors = [float((answer_of(small, (other,)) - exact).square().mean()) for small in (path.network(index), plain)]
     assert errors[0] < 0.5 * errors[1]
     assert measured(plain, (x,))[2].macs == path.macs(index)
+
+
+# --- time, and kills --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Clock:
+    now_s: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Killed(Exception):
+    pass
+
+
+def task_with(model: nn.Module, clock: Clock, **options: Any) -> Task:
+    """To be pruned as far as answers stay as they are on 9 of 10 inputs."""
+    data = Data(inputs(96, 3, 9, 9), "calibration", num_arguments=1, labelled=False)
+    judge = judge_by_accuracy(Data(validation(model), "validate", num_arguments=1, labelled=True, ordered=True))
+    given = {"say": lambda line: None, "budget": Budget(None, clock), "judge": judge, "least_score": 0.9, **options}
+    return Task(original=model, arguments=(inputs(2, 3, 9, 9),), calibration=data, **given)
+
+
+def same(one: Outcome, other: Outcome) -> bool:
+    pairs = zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
+    return widths(one.model) == widths(other.model) and all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_groups_that_there_is_no_time_for_are_left_alone_those_with_most_multiplications_come_first():
+    model, clock, said = toy(), Clock(), list[str]()
+
+    def say(line: str) -> None:
+        said.append(line)
+        clock.now_s += 60.0 * ("looked at" in line)
+
+    outcome = prune_step(model, task_with(model, clock, say=say, budget=Budget(100.0, clock)))
+    assert said[:2] == [
+        "prune: 1 of 3 groups of channels looked at",
+        "prune: no time to look at 2 groups, which have the fewest multiplications",
+    ]
+    assert outcome.note.startswith("left alone: ")
+    before = widths(model)
+    assert [name for name, size in widths(outcome.model).items() if size != before[name]] == ["body.0", "body.2"]
+
+
+@pytest.mark.parametrize("killed_at", [2, 3])
+def test_killed_while_looking_at_groups_it_goes_on_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+):
+    model, clock = toy(), Clock()
+    expected = prune_step(model, task_with(model, clock))
+    looked: list[str] = []
+
+    def slowly(*arguments: Any) -> Curve:
+        if len(looked) + 1 == killed_at:
+            raise Killed
+        looked.append(arguments[1].name)
+        clock.now_s += EVERY_S
+        return curve_of(*arguments)
+
+    monkeypatch.setattr(path_module, "curve_of", slowly)
+    with pytest.raises(Killed):
+        prune_step(model, task_with(model, clock, store=Store(tmp_path, clock=clock)))
+    killed_at = -1
+    found = prune_step(model, task_with(model, clock, store=Store(tmp_path, clock=clock)))
+    assert len(looked) == len(set(looked)) == 3
+    assert same(found, expected)
+    assert found.curve == expected.curve
+
+
+def test_killed_while_networks_are_judged_it_judges_none_twice(tmp_path: Path):
+    model, clock, judged = toy(), Clock(), list[float]()
+    expected = prune_step(model, task_with(model, clock))
+    judge = task_with(model, clock).judge
+    assert judge is not None
+
+    def slowly(network: nn.Module) -> Score:
+        if len(judged) == 3 and clock.now_s < 1000:
+            raise Killed
+        judged.append(judge(network).value)
+        clock.now_s += EVERY_S
+        return judge(network)
+
+    with pytest.raises(Killed):
+        prune_step(model, task_with(model, clock, judge=slowly, store=Store(tmp_path, clock=clock)))
+    clock.now_s = 1000.0
+    found = prune_step(model, task_with(model, clock, judge=slowly, store=Store(tmp_path, clock=clock)))
+    assert len(judged) == len(expected.curve)
+    assert same(found, expected)
+    assert found.curve == expected.curve
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
