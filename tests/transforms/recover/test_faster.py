@@ -11,6 +11,7 @@ from torch import nn
 from edgedi.transforms.data import Batch, Data
 from edgedi.transforms.exact.simplify import simplify
 from edgedi.transforms.recover import distil as of_distil
+from edgedi.transforms.recover import faster as of_faster
 from edgedi.transforms.recover.distil import Recipe, distil
 from edgedi.transforms.recover.faster import as_usual, batch_channels_last, channels_last, has_bfloat16, in_float32
 from tests.transforms.recover.toy import accuracy, blobs, cut, network, same_weights, train_data, trained
@@ -58,7 +59,7 @@ def seen_precisions(monkeypatch: pytest.MonkeyPatch) -> set[torch.dtype]:
         found.add(answer.dtype)
         return in_float32(answer)
 
-    monkeypatch.setattr(of_distil, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(of_faster, "has_bfloat16", lambda device: True)
     monkeypatch.setattr(of_distil, "in_float32", widened)
     return found
 
