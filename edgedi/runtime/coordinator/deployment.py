@@ -255,9 +255,7 @@ class Deployer:
         )
 
     def _answers_here(self, programs: ProgramSet, links: Sequence[int]) -> bool:
-        if self._share is None or not self._share.answers_here or 0 not in links:
-            return False
-        return programs.answers_alone(links.index(0))
+        return self._share is not None and 0 in links and programs.answers_alone(links.index(0))
 
     def _expected(
         self, capture: Capture, cluster: ClusterProfile, replica: Replica, programs: ProgramSet, alive: Sequence[int]

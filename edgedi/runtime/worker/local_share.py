@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import zmq
 
 from edgedi.errors import EdgediError, SecurityError
-from edgedi.runtime.emulation.here import Emulation, emulation_here
+from edgedi.runtime.emulation.here import emulation_here
 from edgedi.runtime.execution.tensors import Tensor, as_wide_as
 from edgedi.runtime.links.keys import KeyPair, WorkerAddress
 from edgedi.runtime.links.security import is_loopback
@@ -55,7 +55,7 @@ class LocalShare:
             self.context.destroy(0)
             raise
         self.address = WorkerAddress(host="127.0.0.1", port=port, public_key=keypair.public if keypair else None)
-        self._cores, self._threads, self._emulated = cores, threads, device != Emulation()
+        self._cores, self._threads = cores, threads
         self._thread = threading.Thread(target=self._serve, name="edgedi-share", daemon=True)
         self._thread.start()
 
@@ -67,11 +67,6 @@ class LocalShare:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((peer.host, peer.port))  # sends nothing
             return str(probe.getsockname()[0])
-
-    @property
-    def answers_here(self) -> bool:
-        """Whether ``answer`` may be used: not of an emulated device, whose time passes by its own clock."""
-        return not self._emulated
 
     def answer(self, session: str, epoch: int, inputs: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """What the share makes of a whole request that needs nobody else, computed in the calling thread.

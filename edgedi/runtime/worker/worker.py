@@ -142,12 +142,14 @@ class Worker:
         if installed is None or not self._computing.acquire(blocking=False):
             return None
         try:
-            started_s = self._clock()
+            started_s, pace = self._clock(), pace_of(self._options.speed)  # of the calling thread's processor time
             with inference():
                 outputs = answer_alone(installed.program, inputs)
-            installed.count(self._clock() - started_s)
+            pace.settle()
+            busy_s = self._clock() - started_s
+            installed.count(busy_s)
             self._counts["requests"] += 1
-            self._counts["busy_s"] += self._clock() - started_s
+            self._counts["busy_s"] += busy_s
         finally:
             self._computing.release()
         return outputs

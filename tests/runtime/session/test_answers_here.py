@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from edgedi import Session, distribute
+from edgedi.runtime.emulation.here import Emulation, emulating
+from edgedi.runtime.emulation.pace import FullSpeed
+from edgedi.runtime.emulation.speed import Speed
 from edgedi.runtime.session.verify import relative_difference
+from edgedi.runtime.worker import worker as worker_module
 from edgedi.runtime.worker.local_share import LocalShare
 from tests.runtime.networks import image, small
 
@@ -140,3 +144,24 @@ def test_ctrl_c_leaves_a_session_that_answers(monkeypatch: pytest.MonkeyPatch) -
             with pytest.raises(KeyboardInterrupt):
                 session(x)
         assert relative_difference(session(x), own(model, x)) <= TOLERANCE
+
+
+def test_an_emulated_device_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    paces: list[Pace] = []
+
+    class Pace(FullSpeed):
+        def __init__(self, speed: Speed) -> None:
+            self.speed, self.settled = speed, 0
+            paces.append(self)
+
+        def settle(self) -> None:
+            self.settled += 1
+
+    model, x, slow = small(), image(), Speed(slowdown=3)
+    with emulating(Emulation(speed=slow)), distribute(model, x, 0, local=True) as session:
+        session(x)
+        before = messages(session)
+        monkeypatch.setattr(worker_module, "pace_of", Pace)
+        assert relative_difference(session(x), own(model, x)) <= TOLERANCE
+        assert messages(session) == before
+    assert [(pace.speed, pace.settled) for pace in paces] == [(slow, 1)]
