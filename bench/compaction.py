@@ -175,6 +175,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "budget_s": arguments.budget, "verdicts": verdicts, "rows": [asdict(row) for row in rows],
         }  # fmt: skip
         (arguments.out / "compaction.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if not verdicts:
+        return 2
     return 1 if any(": FAIL" in line for line in verdicts) else 0
 
 

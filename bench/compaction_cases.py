@@ -187,7 +187,7 @@ CASES = (
     Case(
         name="mobilenetv2-imagenet",
         set_up=on_imagenet(mobilenet, plus_minus_one, 0.95),
-        least_cut=0.0,
+        least_cut=0.0,  # the bar asks for whatever holds the score, and for the figure
         most_fall=0.005,
     ),
     Case(name="yolo-coco", set_up=detector, least_cut=0.0, most_fall=0.005),

@@ -159,7 +159,9 @@ class Deployer:
 
         def seconds(one: Deployment) -> float:
             if one.alone_here and self._share is not None:
-                return answer_seconds(partial(self._share.answer, self._session, one.epoch, inputs))
+                taken_s = answer_seconds(partial(self._share.answer, self._session, one.epoch, inputs))
+                if taken_s is not None:
+                    return taken_s
             number = next(self._numbers)
             return request_seconds(self._coordinator, self._session, one.epoch, number, one.home, inputs, one.links)
 

@@ -62,11 +62,15 @@ def request_seconds(
     return clock() - started_s
 
 
-def answer_seconds(answer: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of one request that is answered here, without messages."""
+def answer_seconds(answer: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float | None:
+    """Seconds of one request that is answered here, without messages; ``None`` where it is not (asked by message, it
+    says why)."""
     started_s = clock()
-    answer()
-    return clock() - started_s
+    try:
+        found = answer()
+    except Exception:  # of an operator
+        return None
+    return None if found is None else clock() - started_s
 
 
 def noise_inputs(graph: LayerGraph) -> dict[str, Tensor]:

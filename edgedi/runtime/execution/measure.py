@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
+from edgedi.partition.plan.memory import program_bytes
 from edgedi.partition.plan.program import UNSPLIT, Program, Run
 from edgedi.runtime.execution.executor import LoadedProgram
 from edgedi.runtime.execution.groups import EngineGroups
-from edgedi.runtime.execution.loading import ENGINE_SHARE, INPUT, WorkerMemoryError, digests_of, load
+from edgedi.runtime.execution.loading import INPUT, WorkerMemoryError, digests_of, has_room_for_engine, load, read_graph
 from edgedi.runtime.execution.tensors import random_piece
 from edgedi.runtime.execution.weights import WeightStore
 from edgedi.runtime.kernels.eager import TORCH_DTYPES
@@ -76,7 +77,8 @@ def measure_described(
         return measure_program(loaded, repeats, clock)
 
     weight_bytes = sum(tensor_bytes(w["dtype"], w["shape"]) for w in weights)
-    if limit_bytes is not None and 2 * weight_bytes > ENGINE_SHARE * limit_bytes:
+    maps_bytes, _ = program_bytes(Program.parse(text), read_graph(layers))
+    if not has_room_for_engine(weight_bytes, weight_bytes + maps_bytes, limit_bytes):
         groups = None
     if limit_bytes is None or weight_bytes <= limit_bytes:
         with contextlib.suppress(WorkerMemoryError):

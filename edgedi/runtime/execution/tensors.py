@@ -34,7 +34,7 @@ def set_up_torch(threads: int, device: str) -> None:
 
 @contextmanager
 def as_wide_as(threads: int) -> Iterator[None]:
-    """Within it torch's operators use so many threads; for the calling thread only, as OpenMP counts them for each."""
+    """Within it torch's operators use so many threads: in the calling thread, and in those that it starts meanwhile."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -64,6 +64,7 @@ class _Ticket:
     """Whether the thread that asks does nothing else meanwhile, and so may compute."""
     dealer: Dealer | None = None
     deployment: Deployment | None = None
+    is_over: bool = False
     future: Future[Any] = field(default_factory=Future)
 
     @property
@@ -420,7 +421,10 @@ class Session:
             self._rebalancer.wake()
 
     def _let_go(self, ticket: _Ticket) -> None:
-        """Make room for another request."""
+        """Make room for another request; once, although Ctrl-C may come after it."""
+        if ticket.is_over:
+            return
+        ticket.is_over = True
         if ticket.dealer is not None and ticket.deployment is not None:
             ticket.dealer.give_back(ticket.deployment)
         self._slots.release()

@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 
-def fingerprint(device: str, threads: int, engine: str, slowdown: float = 1.0) -> str:
-    """A short name of processor, features, device kind, threads, engine and emulation: what profiles are kept under."""
+def fingerprint(
+    device: str, threads: int, engine: str, slowdown: float = 1.0, memory_limit_bytes: int | None = None
+) -> str:
+    """A short name of processor, features, device kind, threads, engine, memory limit and emulation: what profiles are
+    kept under."""
     features = ""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -22,7 +25,8 @@ def fingerprint(device: str, threads: int, engine: str, slowdown: float = 1.0) -
     digest = hashlib.sha256(f"{model}{features}{platform.machine()}".encode()).hexdigest()[:12]
     words = "-".join(model.split())[:48].replace("/", "-")
     emulated = "" if slowdown == 1 else f"-slowed{slowdown:g}x"
-    return f"{words}-{digest}-{device}-{threads}t-{engine}{emulated}"
+    limited = "" if memory_limit_bytes is None else f"-{memory_limit_bytes}b"  # how layers are measured hangs on it
+    return f"{words}-{digest}-{device}-{threads}t-{engine}{limited}{emulated}"
 
 
 def peak_memory_bytes() -> int:

@@ -4,7 +4,7 @@ The coordinator speaks to it through memory (ZeroMQ's inproc), the other workers
 keys and programs. Its pieces of the input cross no wire, so its uplink is never what a request waits for.
 
 Two things change for the whole process: glibc keeps freed memory (see ``allocator``), and threads that are started
-later use as many threads in torch's operators as the share does.
+later may use as many threads in torch's operators as the share does.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from edgedi.errors import EdgediError, RemoteProtocolError, SecurityError
 from edgedi.runtime.execution.allocator import release_freed_memory
 from edgedi.runtime.execution.executor import LoadedProgram
 from edgedi.runtime.execution.groups import EngineGroups
-from edgedi.runtime.execution.loading import Expected, expected_pieces, load
+from edgedi.runtime.execution.loading import Expected, WorkerMemoryError, expected_pieces, load
 from edgedi.runtime.execution.measure import measure_described
 from edgedi.runtime.execution.tensors import from_wire
 from edgedi.runtime.execution.weights import WeightStore
@@ -87,11 +87,7 @@ class WorkerPrograms:
         groups = self._groups()
         try:
             self._check_peers(deploy)
-            program = load(
-                deploy.program, deploy.layers, self._store, self._packer,
-                limit_bytes=self._options.memory_limit_bytes, device=self._options.device, regroup=groups,
-                engine_bytes=sum(installed.engine_bytes for installed in self._installed.values()),
-            )  # fmt: skip
+            program = self._loaded(deploy, groups)
         except EdgediError:
             self._store.settle(())
             raise
@@ -104,6 +100,27 @@ class WorkerPrograms:
         engine_bytes = weight_bytes if groups is not None and groups.takes_any else 0
         self._installed[epoch] = Installed(deploy, program, expected, engine, engine_bytes)
         return weight_bytes
+
+    def _loaded(self, deploy: Deploy, groups: EngineGroups | None) -> LoadedProgram:
+        """Ready to run. Rather than that it is refused for memory that engines hold, they give it back."""
+        engined = [installed for installed in self._installed.values() if installed.engine_bytes]
+        try:
+            return self._load(deploy, groups, sum(installed.engine_bytes for installed in engined))
+        except WorkerMemoryError:
+            if not engined:
+                raise
+        program = self._load(deploy, None, 0)
+        for installed in engined:
+            installed.program = self._load(installed.deploy, None, 0)
+            installed.engine, installed.engine_bytes = "torch", 0
+        return program
+
+    def _load(self, deploy: Deploy, groups: EngineGroups | None, engine_bytes: int) -> LoadedProgram:
+        options = self._options
+        return load(
+            deploy.program, deploy.layers, self._store, self._packer,
+            limit_bytes=options.memory_limit_bytes, device=options.device, regroup=groups, engine_bytes=engine_bytes,
+        )  # fmt: skip
 
     def _check_peers(self, deploy: Deploy) -> None:
         """Links between workers are as this worker's own: all with keys, or all open."""

@@ -84,7 +84,7 @@ class Worker:
         self._state = WorkerState(self._programs.missing)
         self._requests: dict[events.Request, _Request] = {}
         self._computing = threading.Lock()
-        """Held while a request is computed: kernels have memory of their own, and ``answer`` is another thread's."""
+        """Held while anything is computed: kernels have memory of their own, and ``answer`` is another thread's."""
         self._notebook = Notebook(self._settled_clock)
         self._stopped = False
         self._owns_context = context is None
@@ -139,9 +139,13 @@ class Worker:
         ``None`` where the program is not here, or a request is being computed. An operator may raise anything.
         """
         installed = self._programs.get(epoch)
-        if installed is None or not self._computing.acquire(blocking=False):
+        if installed is None:
             return None
-        try:
+        is_mine = False
+        try:  # around the lock as well: Ctrl-C may come at any time
+            is_mine = self._computing.acquire(blocking=False)
+            if not is_mine:
+                return None
             started_s, pace = self._clock(), pace_of(self._options.speed)  # of the calling thread's processor time
             with inference():
                 outputs = answer_alone(installed.program, inputs)
@@ -150,8 +154,10 @@ class Worker:
             installed.count(busy_s)
             self._counts["requests"] += 1
             self._counts["busy_s"] += busy_s
+            self._pace.late_s = max(self._pace.late_s, pace.late_s)
         finally:
-            self._computing.release()
+            if is_mine:
+                self._computing.release()
         return outputs
 
     def close(self) -> None:
@@ -230,7 +236,11 @@ class Worker:
             machine=halo_links.machine_name(),
             halo_address=self._sockets.halo_address,
             fingerprint=device_facts.fingerprint(
-                options.device, options.threads, self._programs.engine_name, options.speed.slowdown
+                options.device,
+                options.threads,
+                self._programs.engine_name,
+                options.speed.slowdown,
+                options.memory_limit_bytes,
             ),
         )
         self._send(action.link, welcome)
@@ -256,7 +266,8 @@ class Worker:
         deploy, started_s = action.deploy, self._clock()
         session, epoch = deploy.session, deploy.epoch
         try:
-            weight_bytes = self._programs.install(deploy)
+            with self._computing:  # engines are timed
+                weight_bytes = self._programs.install(deploy)
         except EdgediError as error:
             layer = error.layer if isinstance(error, WorkerMemoryError) else None
             kind = "memory" if isinstance(error, WorkerMemoryError) else "program"
@@ -306,7 +317,8 @@ class Worker:
 
     def _measure(self, action: actions.RunMeasure) -> None:
         try:
-            measured = self._programs.measure(action.message, self._pace.stopwatch)
+            with self._computing:
+                measured = self._programs.measure(action.message, self._pace.stopwatch)
         except Exception as error:  # whatever an operator raises over a description of a stranger's
             self._send(action.link, Refused(reason=f"measuring failed: {type(error).__name__}: {error}"[:500]))
             return

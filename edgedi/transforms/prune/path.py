@@ -34,6 +34,8 @@ class Path:
     arguments: tuple[Any, ...]
     groups: tuple[Group, ...]
     left_alone: tuple[str, ...]
+    no_time: tuple[str, ...]
+    """Groups that were not looked at."""
     curves: dict[str, Curve]
     widths: list[Width]
     teacher: Teacher
@@ -68,7 +70,7 @@ def find_path(
 ) -> Path:
     """Its ``widths`` are one where no width can change; errors as of ``groups_of``.
 
-    Groups for which ``budget`` leaves no time are left alone. ``slot`` keeps what has been found of ``model`` so far.
+    Groups for which ``budget`` leaves no time stay as they are. ``slot`` keeps what has been found of ``model`` so far.
     """
     groups, left_alone = groups_of(model, arguments)
     names = sorted({part.layer for group in groups for part in group.readers})
@@ -81,12 +83,13 @@ def find_path(
     ordered = sorted(groups, key=lambda group: -sum(macs[part.layer] for part in group.parts if part.layer in macs))
     curves = _curves(model, ordered, moments, probe, say, budget or Budget(None), slot)
     looked = tuple(group for group in groups if group.name in curves)
-    if len(looked) < len(groups):
-        say(f"prune: no time to look at {len(groups) - len(looked)} groups, which have the fewest multiplications")
-        left_alone = (*left_alone, *(group.name for group in groups if group.name not in curves))
+    no_time = tuple(group.name for group in groups if group.name not in curves)
+    if no_time:
+        say(f"prune: no time to look at {len(no_time)} groups, which have the fewest multiplications")
     steps = {group.name: Steps(counts=curves[group.name].counts, errors=curves[group.name].errors) for group in looked}
     return Path(
-        model=model, arguments=arguments, groups=looked, left_alone=left_alone, curves=curves,
+        model=model, arguments=arguments, groups=looked, left_alone=left_alone, no_time=no_time,
+        curves=curves,
         widths=path_of(steps, layer_costs(model, arguments, looked, prices)),
         teacher=Teacher(model, together(calibration), seed),
     )  # fmt: skip
@@ -103,17 +106,18 @@ def _curves(
 ) -> dict[str, Curve]:
     """By group, in their order: of all that there is time for, the first one always."""
     whose, known = digest_of_model(model), slot.load() or {}
-    curves = {name: Curve(**plain) for name, plain in known["curves"].items()} if known.get("model") == whose else {}
-    enough_s = budget.left_s * (1 - LOOKING)
-    for number, group in enumerate(groups, 1):
-        if group.name in curves:
-            continue
-        if curves and budget.left_s < enough_s:
-            break
+    known = known if known.get("model") == whose else {"curves": {}, "until_s": budget.used_s + LOOKING * budget.left_s}
+    curves = {name: Curve(**plain) for name, plain in known["curves"].items()}
+    left = [group for group in groups if group.name not in curves]
+    while left and not (curves and budget.used_s >= known["until_s"]):
+        group = left.pop(0)
         curves[group.name] = curve_of(model, group, moments, probe)
-        say(f"prune: {number} of {len(groups)} groups of channels looked at")
+        say(f"prune: {len(curves)} of {len(groups)} groups of channels looked at")
         if slot.due:
-            slot.save({"model": whose, "curves": {name: asdict(curve) for name, curve in curves.items()}})
+            slot.save({**known, "model": whose, "curves": {name: asdict(curve) for name, curve in curves.items()}})
+    if left:  # whoever goes on from here is not to look further, or it would find another path
+        known["until_s"] = 0.0
+    slot.save({**known, "model": whose, "curves": {name: asdict(curve) for name, curve in curves.items()}})
     return curves
 
 

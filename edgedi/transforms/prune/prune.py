@@ -11,7 +11,7 @@ from edgedi.transforms.data import MOST_KEPT
 from edgedi.transforms.prune.l1 import prune_by_l1
 from edgedi.transforms.prune.path import Path, find_path, listed
 from edgedi.transforms.store import digest_of, digest_of_model
-from edgedi.transforms.task import Outcome, Point, Task
+from edgedi.transforms.task import Budget, Outcome, Point, Task
 
 FINE = 0.002
 """The search ends where what is left to find is this share of the network."""
@@ -23,7 +23,8 @@ def prune_step(model: nn.Module, task: Task) -> Outcome:
         return prune_by_l1(model, task)
     if task.judge is None and task.target_macs is None:
         return Outcome(model=model, note="nothing says how narrow it may be: pass validate, calibration or target")
-    path = _path(model, task)
+    # A target is to be reached, however long that takes.
+    path = _path(model, task, task.budget if task.target_macs is None else Budget(None))
     if len(path.widths) == 1:
         return Outcome(model=model, note="; ".join(["no width can change", *_alone(path)]))
     return _narrowed(path, task, task.target_macs) if task.target_macs is not None else _searched(path, task)
@@ -31,15 +32,15 @@ def prune_step(model: nn.Module, task: Task) -> Outcome:
 
 def narrow_to(model: nn.Module, task: Task, macs: int) -> Outcome:
     """``model`` with at most ``macs`` multiplications. ``CompactionError`` where that cannot be reached."""
-    return _narrowed(_path(model, task), task, macs)
+    return _narrowed(_path(model, task, Budget(None)), task, macs)
 
 
-def _path(model: nn.Module, task: Task) -> Path:
+def _path(model: nn.Module, task: Task, budget: Budget) -> Path:
     data = task.calibration or task.train
     assert data is not None  # the arguments were checked
     return find_path(
         model, task.arguments, data.first(MOST_KEPT), task.seed, task.say, task.prices,
-        budget=task.budget, slot=task.store.slot("path"),
+        budget=budget, slot=task.store.slot("path"),
     )  # fmt: skip
 
 
@@ -125,4 +126,5 @@ class _Tried:
 
 
 def _alone(path: Path) -> list[str]:
-    return [f"left alone: {listed(path.left_alone)}"] if path.left_alone else []
+    alone = [f"left alone: {listed(path.left_alone)}"] if path.left_alone else []
+    return [*alone, f"no time for {listed(path.no_time)}"] if path.no_time else alone

@@ -15,7 +15,7 @@ from edgedi.partition.planners.by_name import plan
 from edgedi.partition.planners.oodp import AT_WORST, MOST_CONTENDERS, NEARLY, contenders, oodp
 from edgedi.partition.throughput.throughput import ships_soon
 from edgedi.runtime.coordinator import deployment as deployment_module
-from edgedi.runtime.coordinator.trial import ENOUGH_S, ROUNDS, may_be_tried, quickest
+from edgedi.runtime.coordinator.trial import ENOUGH_S, ROUNDS, answer_seconds, may_be_tried, quickest
 from edgedi.runtime.session.verify import relative_difference
 from edgedi.runtime.worker.local_workers import LocalWorkers
 from tests.partition.graphs import resnet50, vgg16
@@ -48,6 +48,16 @@ def test_the_one_with_the_least_median_wins_whatever_the_first_round_took() -> N
     made, called = runs([0.1, *[3.0] * ROUNDS], [9.0, *[2.0] * (ROUNDS - 1), 50.0], [1.0, *[4.0] * ROUNDS])
     assert quickest(made, still) == 1
     assert called == [0, 1, 2] * (ROUNDS + 1)
+
+
+def test_only_what_is_answered_here_has_taken_seconds() -> None:
+    def fails() -> None:
+        raise RuntimeError("no memory")
+
+    readings = iter([1.0, 3.5, 7.0, 9.0])
+    assert answer_seconds(lambda: {"y": 1}, lambda: next(readings)) == 2.5
+    assert answer_seconds(lambda: None, lambda: next(readings)) is None
+    assert answer_seconds(fails, lambda: 0.0) is None
 
 
 def test_slow_ones_get_few_rounds() -> None:

@@ -185,7 +185,7 @@ def test_groups_that_there_is_no_time_for_are_left_alone_those_with_most_multipl
         "prune: 1 of 3 groups of channels looked at",
         "prune: no time to look at 2 groups, which have the fewest multiplications",
     ]
-    assert outcome.note.startswith("left alone: ")
+    assert outcome.note.startswith("no time for ")
     before = widths(model)
     assert [name for name, size in widths(outcome.model).items() if size != before[name]] == ["body.0", "body.2"]
 
@@ -213,6 +213,42 @@ def test_killed_while_looking_at_groups_it_goes_on_there(
     assert len(looked) == len(set(looked)) == 3
     assert same(found, expected)
     assert found.curve == expected.curve
+
+
+def test_without_any_time_one_group_is_looked_at():
+    model, clock, said = toy(), Clock(), list[str]()
+    prune_step(model, task_with(model, clock, say=said.append, budget=Budget(10.0, clock, used_s=10.0)))
+    assert sum("looked at" in line for line in said) == 1
+
+
+def test_a_target_is_reached_however_long_it_takes():
+    model, clock, said = toy(), Clock(), list[str]()
+    macs = measured(model, (inputs(2, 3, 9, 9),))[2].macs // 2
+    task = task_with(model, clock, say=said.append, budget=Budget(10.0, clock, used_s=10.0), target_macs=macs)
+    assert measured(prune_step(model, task).model, (inputs(2, 3, 9, 9),))[2].macs <= macs
+    assert sum("looked at" in line for line in said) == 3
+
+
+def test_killed_after_its_time_for_looking_it_looks_no_further(tmp_path: Path):
+    model, clock, said = toy(), Clock(), list[str]()
+
+    def say(line: str) -> None:
+        said.append(line)
+        clock.now_s += 300.0 * ("looked at" in line)
+
+    def judge(network: nn.Module) -> Score:
+        raise Killed
+
+    def task(used_s: float) -> Task:
+        budget = Budget(1000.0, clock, used_s=used_s)
+        return task_with(model, clock, say=say, judge=judge, budget=budget, store=Store(tmp_path, clock=clock))
+
+    for used_s, looked in ((0.0, 2), (600.0, 0)):
+        said.clear()
+        with pytest.raises(Killed):
+            prune_step(model, task(used_s))
+        assert sum("looked at" in line for line in said) == looked
+        assert any("no time to look at 1 groups" in line for line in said)
 
 
 def test_killed_while_networks_are_judged_it_judges_none_twice(tmp_path: Path):
