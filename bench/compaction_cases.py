@@ -99,9 +99,9 @@ def halves(count: int, scored: int) -> tuple[slice, slice]:
 
 
 def on_imagenet(
-    build: Callable[[Path], nn.Module], prepare: Callable[[np.ndarray], Tensor], macs: float
+    build: Callable[[Path], nn.Module], prepare: Callable[[np.ndarray], Tensor], macs: float | None = None
 ) -> Callable[[Path, int], Setting]:
-    """Cut to the share ``macs``; calibrated on one half of the sample of 500, scored on the other."""
+    """Cut to the share ``macs``, else as far as answers stay; one half of the images calibrates, the other scores."""
 
     def set_up(data: Path, number: int) -> Setting:
         pixels, labels = imagenet(data)
@@ -109,7 +109,7 @@ def on_imagenet(
         x = prepare(pixels[scored])
         return Setting(
             model=build(data), example=x[:1], judge=top_1(x.split(25), labels[scored]),
-            options={"calibration": prepare(pixels[rest]), "target": {"macs": macs}},
+            options={"calibration": prepare(pixels[rest]), "target": None if macs is None else {"macs": macs}},
         )  # fmt: skip
 
     return set_up
@@ -186,7 +186,7 @@ CASES = (
     Case(name="resnet50-imagenet", set_up=on_imagenet(resnet50, normalised, 0.9), least_cut=0.10, most_fall=0.005),
     Case(
         name="mobilenetv2-imagenet",
-        set_up=on_imagenet(mobilenet, plus_minus_one, 0.95),
+        set_up=on_imagenet(mobilenet, plus_minus_one),
         least_cut=0.0,  # the bar asks for whatever holds the score, and for the figure
         most_fall=0.005,
     ),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -71,6 +73,27 @@ def test_what_can_be_read_only_once():
 def test_what_cannot_be_read():
     with pytest.raises(TypeError, match="train is a int; give a tensor, a list of batches or a DataLoader"):
         Data(3, "train", labelled=False)
+
+
+@pytest.mark.parametrize("label", [np.zeros((3, 4)), "a street", {"boxes": np.ones((2, 4))}, None])
+def test_labels_that_stay_may_be_anything(label: object):
+    batches = [(X, [label, label]), (X, [label])]
+    found = list(Data(batches, "validate", labelled=True, ordered=True))
+    assert [len(batch.labels) for batch in found] == [2, 1]
+
+
+def test_labels_that_change_are_told_from_those_that_stay():
+    class Shuffled:
+        """A new order of its boxes with each pass."""
+
+        passes = 0
+
+        def __iter__(self) -> Iterator[tuple[Tensor, list[object]]]:
+            self.passes += 1
+            yield X, [np.full((2, 4), self.passes)]
+
+    with pytest.raises(ValueError, match="validate shuffles"):
+        Data(Shuffled(), "validate", labelled=True, ordered=True)
 
 
 def test_a_loader_that_shuffles():
