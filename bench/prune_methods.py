@@ -10,6 +10,7 @@ and images (CONTRIBUTING.md, EDGEDI_DATA).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import sys
@@ -83,10 +84,20 @@ def table_of(rows: Sequence[Row], original: Score) -> Table:
     return table
 
 
+def _shares(text: str) -> tuple[float, ...]:
+    with contextlib.suppress(ValueError):
+        found = tuple(map(float, text.split(",")))
+        if all(0 <= share < 1 for share in found):
+            return found
+    raise argparse.ArgumentTypeError(f"{text!r}: give shares of 0 or more and less than 1, as in 0.005,0.01")
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     made = argparse.ArgumentParser(prog="python -m bench.prune_methods", description=__doc__.splitlines()[0])
     made.add_argument("--network", default="resnet20", choices=("resnet20", "resnet56"))
-    made.add_argument("--tolerances", default="0.005,0.01,0.02", metavar="SHARE,...", help="default: %(default)s")
+    made.add_argument(
+        "--tolerances", type=_shares, default="0.005,0.01,0.02", metavar="SHARE,...", help="default: %(default)s"
+    )
     made.add_argument("--threads", type=int, default=2, metavar="N")
     made.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     return made.parse_args(argv)
@@ -99,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     case = next(case for case in CASES if case.name == f"{arguments.network}-cifar")
     setting = case.set_up(data_folder(), 0)
     original, rows = setting.judge(setting.model), list[Row]()
-    for tolerance in map(float, arguments.tolerances.split(",")):
+    for tolerance in arguments.tolerances:
         for method in METHODS:
             rows.append(run(setting, method, tolerance))
             Console(width=130).print(table_of(rows, original))

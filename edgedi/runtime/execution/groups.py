@@ -64,7 +64,7 @@ class EngineGroups:
 
     def __str__(self) -> str:
         taken = sum(choice.engine for choice in self.choices)
-        return f"torch; {openvino_graph.NAME} for {taken} of {len(self.choices)} chains" if taken else "torch"
+        return f"torch; {openvino_graph.NAME} for {taken} of {len(self.choices)} chains" if self.takes_any else "torch"
 
     def __call__(self, steps: tuple[Step, ...], weight: WeightOf, graph: LayerGraph) -> tuple[Step, ...]:
         changed = list(steps)

@@ -27,7 +27,7 @@ ENGINE_SHARE = 0.5
 """An engine holds weights a second time. Where memory is limited it is used while all that is held so, and the maps,
 take at most this share of the limit, so that programs which come later find room beside it."""
 ENGINE_BYTES = 50_000_000
-"""What an engine takes for itself: OpenVINO 2026.4 was found to take 48 MB once it had compiled its first layer."""
+"""What an engine takes for itself: about as much as a process grows by importing OpenVINO and compiling one layer."""
 
 INPUT = "input"
 """Pseudo-operator of a tensor that a program reads but does not make."""

@@ -71,7 +71,8 @@ class LocalShare:
     def answer(self, session: str, epoch: int, inputs: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """What the share makes of a whole request that needs nobody else, computed in the calling thread.
 
-        Two messages and two threads' wake-ups are a fifth of what MobileNetV2 takes. ``None`` where it is not at hand.
+        Two messages and the wake-ups of two threads are much of what a small network takes. ``None`` where the program
+        is not here, or something is computed already.
         """
         with as_wide_as(self._threads):
             return self._worker.answer((session, epoch), inputs)

@@ -4,10 +4,65 @@ from __future__ import annotations
 
 import pytest
 
+from edgedi.partition.capture.capture import capture_model
+from edgedi.partition.graph.geometry import Interval
+from edgedi.partition.graph.graph import LayerGraph
+from edgedi.partition.plan.lowering import lower
+from edgedi.partition.plan.plan import Plan, Segment
+from edgedi.runtime.coordinator.profiler import deploy_message
 from edgedi.runtime.emulation.speed import Speed
+from edgedi.runtime.execution import loading
+from edgedi.runtime.execution.executor import Step, WeightOf
+from edgedi.runtime.execution.loading import Shipment
+from edgedi.runtime.execution.weights import weight_digest
 from edgedi.runtime.kernels import openvino_graph
+from edgedi.runtime.wire.messages import Deploy
 from edgedi.runtime.worker.options import WorkerOptions
 from edgedi.runtime.worker.programs import WorkerPrograms
+from tests.runtime.networks import image, small
+
+
+class Wins:
+    """Leaves steps as they are, and says that an engine computes them."""
+
+    takes_any = True
+
+    def __call__(self, steps: tuple[Step, ...], weight: WeightOf, graph: LayerGraph) -> tuple[Step, ...]:
+        return steps
+
+    def __str__(self) -> str:
+        return "torch; engine"
+
+
+def deploys() -> tuple[list[Deploy], Shipment]:
+    """One program for one worker, twice, under epochs 0 and 1."""
+    captured = capture_model(small(), (image(),))
+    whole = Segment(layers=Interval(0, len(captured.graph.layers)), axis="whole", on=0)
+    programs = lower(Plan(num_workers=1, segments=(whole,)), captured.graph)
+    shipment = Shipment(captured.weights, weight_digest)
+    return [deploy_message(programs, shipment, "s", epoch, 0, 1, ()) for epoch in (0, 1)], shipment
+
+
+def test_engines_give_memory_back_before_a_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "ENGINE_BYTES", 0)
+    monkeypatch.setattr(loading, "ENGINE_SHARE", 1.0)
+    monkeypatch.setattr(WorkerPrograms, "_groups", lambda self: Wins())
+    (first, second), shipment = deploys()
+    programs = WorkerPrograms(WorkerOptions(memory_limit_bytes=10**7))
+    for digest in programs.missing(weight["digest"] for weight in first.weights):
+        programs._store.add(digest, shipment.tensors[digest])
+    programs.expect(first)
+    weight_bytes = programs.install(first)
+    installed = programs["s", 0]
+    assert (installed.engine, installed.engine_bytes) == ("torch; engine", weight_bytes)
+    installed.engine_bytes = 10**7  # so that nothing fits beside it
+    before = installed.program
+    programs.expect(second)
+    programs.install(second)
+    assert (installed.engine, installed.engine_bytes) == ("torch", 0)
+    assert installed.program is not before
+    assert programs["s", 1].program is not None
+
 
 EMULATED = Speed(slowdown=10)
 ENGINE = f"torch-{openvino_graph.version()}" if openvino_graph.available() else "torch"
