@@ -1,0 +1,108 @@
+"""What a worker measures of a program that it is told about: every layer, and an engine where memory leaves room."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from edgedi.partition.capture.capture import Capture, capture_model
+from edgedi.partition.plan.memory import program_bytes
+from edgedi.partition.plan.program import Program, ProgramSet, Run
+from edgedi.runtime.coordinator.profiler import profile_programs
+from edgedi.runtime.execution.groups import REPEATS, EngineGroups
+from edgedi.runtime.execution.loading import ENGINE_BYTES, ENGINE_SHARE, Shipment, digests_of
+from edgedi.runtime.execution.measure import Measurement, measure_described
+from edgedi.runtime.execution.weights import weight_digest
+from edgedi.runtime.kernels import openvino_graph
+from edgedi.runtime.wire.payloads import tensor_bytes
+from tests.runtime.networks import image, small
+
+Described = tuple[Program, tuple[dict[str, Any], ...], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def capture() -> Capture:
+    torch.manual_seed(0)
+    return capture_model(small(), (image(),))
+
+
+@pytest.fixture(scope="module")
+def described(capture: Capture) -> Described:
+    """All layers whole, as a coordinator tells of them."""
+    program = profile_programs(capture.graph)["whole", 1]
+    shipment = Shipment(capture.weights, weight_digest)
+    layers = shipment.describe(ProgramSet(graph=capture.graph, programs={0: program}), 0)
+    weights = [
+        {"digest": name, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": tuple(tensor.shape)}
+        for name, tensor in shipment.tensors.items()
+    ]
+    assert set(digests_of(layers)) == {weight["digest"] for weight in weights}
+    return program, layers, weights
+
+
+def measured(
+    described: Described, limit_bytes: int | None, groups: EngineGroups | None
+) -> tuple[tuple[Measurement, ...], float]:
+    program, layers, weights = described
+    ticks = itertools.count()
+    return measure_described(
+        str(program), layers, weights, repeats=2, fast=True, limit_bytes=limit_bytes, device="cpu", groups=groups,
+        clock=lambda: float(next(ticks)),
+    )  # fmt: skip
+
+
+def quick_engine() -> EngineGroups:
+    """By its clock torch takes four seconds for a chain and the engine one."""
+    ticks = itertools.accumulate(itertools.cycle([0.0, 4.0] * REPEATS + [0.0, 1.0] * REPEATS))
+    return EngineGroups(1, clock=lambda: next(ticks))
+
+
+def names(measurements: tuple[Measurement, ...]) -> list[str]:
+    return [name for name, *_ in measurements]
+
+
+def test_every_layer_is_timed_whole_and_in_order(described: Described) -> None:
+    found, factor = measured(described, None, None)
+    program = described[0]
+    assert names(found) == [run.piece.tensor for run in program.instructions if isinstance(run, Run)]
+    assert {kind for _, kind, _, _ in found} == {"whole"}
+    assert all(seconds == 1.0 for *_, seconds in found)  # one tick of the clock
+    assert factor == 1.0
+
+
+def test_layer_by_layer_where_not_all_fits(capture: Capture, described: Described) -> None:
+    """As much as the largest layer needs, less than all of them."""
+    _, _, weights = described
+    total = sum(tensor_bytes(weight["dtype"], weight["shape"]) for weight in weights)
+    found, factor = measured(described, total - 1, None)
+    left_out = set(names(measured(described, None, None)[0])) - set(names(found))
+    assert len(found) > 0
+    assert all(capture.graph.by_name[name].weights for name in left_out)
+    assert factor == 1.0
+
+
+@pytest.mark.skipif(not openvino_graph.available(), reason="openvino is not installed: pip install edgedi[openvino]")
+class TestEngine:
+    """Its share of torch's time is told only where it would be used."""
+
+    def test_without_a_limit(self, described: Described) -> None:
+        groups = quick_engine()
+        assert measured(described, None, groups)[1] == pytest.approx(0.25)
+        assert groups.takes_any
+
+    @pytest.mark.parametrize(("spare", "factor"), [(0, 0.25), (-1, 1.0)])
+    def test_half_of_a_limit_must_hold_it(
+        self, capture: Capture, described: Described, spare: int, factor: float
+    ) -> None:
+        """Weights twice, maps, and what an engine takes for itself: one byte less, and it is not asked."""
+        program, _, weights = described
+        weight_bytes = sum(tensor_bytes(weight["dtype"], weight["shape"]) for weight in weights)
+        needed = 2 * weight_bytes + program_bytes(program, capture.graph)[0] + ENGINE_BYTES
+        groups = quick_engine()
+        found = measured(described, round((needed + spare) / ENGINE_SHARE), groups)
+        assert found[1] == pytest.approx(factor)
+        assert groups.takes_any == (factor < 1)
+        assert found[0] == measured(described, None, None)[0]
