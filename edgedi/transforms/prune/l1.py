@@ -9,7 +9,9 @@ first linear layer.) Layers whose filters hang together lose them together; thei
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import numpy as np
 from torch import nn
@@ -17,6 +19,7 @@ from torch import nn
 from edgedi.transforms.prune.cut import TRANSPOSED, Array, Group, Narrow, is_one_to_one, narrow
 from edgedi.transforms.prune.groups import groups_of
 from edgedi.transforms.prune.path import layer_costs, listed
+from edgedi.transforms.store import digest_of_model
 from edgedi.transforms.task import Outcome, Point, Task
 
 
@@ -44,32 +47,44 @@ def norms_of(model: nn.Module, group: Group) -> Array:
 
 
 class _Rule:
-    """The walk round the layers. ``gone``: how many of each group's units, the lowest first."""
+    """The walk round the layers. ``gone``: how many of each group's units, the lowest first. A checkpoint keeps it."""
 
     def __init__(self, model: nn.Module, task: Task, groups: Sequence[Group]) -> None:
         self._model, self._task, self._groups = model, task, groups
         self._costs = layer_costs(model, task.arguments, groups)
         self._order = {group.name: np.argsort(norms_of(model, group), kind="stable").tolist() for group in groups}
-        self.gone = {group.name: 0 for group in groups}
-        self.small, self.curve = model, list[Point]()
+        self._slot, self._whose = task.store.slot("l1"), digest_of_model(model)
+        saved = self._slot.load() or {}
+        saved = saved if saved.get("model") == self._whose else {}
+        self.gone: dict[str, int] = saved.get("gone", {group.name: 0 for group in groups})
+        self._unlocked = deque(saved.get("unlocked", self.gone))
+        """Names of groups, the next first."""
+        self.curve = [Point(**point) for point in saved.get("curve", ())]
+        self.small = self._without(self.gone) if any(self.gone.values()) else model
 
     def run(self) -> None:
-        unlocked = list(self._groups)
-        while unlocked:
-            for group in tuple(unlocked):
-                if self._is_over():
-                    return
-                if not self._drop(group) or self.gone[group.name] == group.num_units - 1:
-                    unlocked.remove(group)
+        sizes = {group.name: group.num_units for group in self._groups}
+        while self._unlocked and not self._is_over():
+            name = self._unlocked.popleft()
+            if self._drop(name) and self.gone[name] < sizes[name] - 1:
+                self._unlocked.append(name)
+            if self._slot.due:
+                curve = [asdict(point) for point in self.curve]
+                self._slot.save(
+                    {"model": self._whose, "gone": self.gone, "unlocked": list(self._unlocked), "curve": curve}
+                )
 
     def edit(self, gone: Mapping[str, int]) -> Narrow:
         return narrow({name: self._order[name][:count] for name, count in gone.items()}, self._groups)
 
-    def _drop(self, group: Group) -> bool:
-        """One unit of ``group`` less, if the score allows."""
+    def _without(self, gone: Mapping[str, int]) -> nn.Module:
+        return self.edit(gone).apply(copy.deepcopy(self._model), self._task.arguments)
+
+    def _drop(self, name: str) -> bool:
+        """One unit of a group less, if the score allows."""
         assert self._task.judge is not None  # the arguments were checked
-        after = {**self.gone, group.name: self.gone[group.name] + 1}
-        tried = self.edit(after).apply(copy.deepcopy(self._model), self._task.arguments)
+        after = {**self.gone, name: self.gone[name] + 1}
+        tried = self._without(after)
         score = self._task.judge(tried).value
         self.curve.append(Point(macs=self._macs(after), score=score, step="prune"))
         if score < self._task.least_score:

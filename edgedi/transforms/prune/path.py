@@ -19,7 +19,7 @@ from edgedi.transforms.prune.groups import groups_of
 from edgedi.transforms.prune.moments import Moments, moments_of
 from edgedi.transforms.prune.probe import Probe
 from edgedi.transforms.prune.refit import Teacher, together
-from edgedi.transforms.store import NO_SLOT, Slot, digest_of_model
+from edgedi.transforms.store import NOWHERE, Slot, Store, digest_of_model
 from edgedi.transforms.task import SAME, Budget, Prices, Say
 
 LOOKING = 0.5
@@ -66,11 +66,11 @@ def find_path(
     prices: Prices = SAME,
     *,
     budget: Budget | None = None,
-    slot: Slot = NO_SLOT,
+    store: Store = NOWHERE,
 ) -> Path:
     """Its ``widths`` are one where no width can change; errors as of ``groups_of``.
 
-    Groups for which ``budget`` leaves no time stay as they are. ``slot`` keeps what has been found of ``model`` so far.
+    Groups for which ``budget`` leaves no time stay as they are. ``store`` keeps what has been found of ``model``.
     """
     groups, left_alone = groups_of(model, arguments)
     names = sorted({part.layer for group in groups for part in group.readers})
@@ -81,7 +81,7 @@ def find_path(
     probe = Probe(model, together(unseen))
     macs = {cost.layer: cost.macs for cost in layer_costs(model, arguments, groups)}
     ordered = sorted(groups, key=lambda group: -sum(macs[part.layer] for part in group.parts if part.layer in macs))
-    curves = _curves(model, ordered, moments, probe, say, budget or Budget(None), slot)
+    curves = _curves(model, ordered, moments, probe, say, budget or Budget(None), store.slot("path"))
     looked = tuple(group for group in groups if group.name in curves)
     no_time = tuple(group.name for group in groups if group.name not in curves)
     if no_time:
@@ -91,7 +91,7 @@ def find_path(
         model=model, arguments=arguments, groups=looked, left_alone=left_alone, no_time=no_time,
         curves=curves,
         widths=path_of(steps, layer_costs(model, arguments, looked, prices)),
-        teacher=Teacher(model, together(calibration), seed),
+        teacher=Teacher(model, together(calibration), seed, store.slot("fit")),
     )  # fmt: skip
 
 

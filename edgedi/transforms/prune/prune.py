@@ -31,8 +31,10 @@ def prune_step(model: nn.Module, task: Task) -> Outcome:
 
 
 def narrow_to(model: nn.Module, task: Task, macs: int) -> Outcome:
-    """``model`` with at most ``macs`` multiplications. ``CompactionError`` where that cannot be reached."""
-    return _narrowed(_path(model, task, Budget(None)), task, macs)
+    """``model`` with at most ``macs`` multiplications. ``CompactionError`` where that cannot be reached, in the time
+    that there is for looking at groups.
+    """
+    return _narrowed(_path(model, task, task.budget), task, macs)
 
 
 def _path(model: nn.Module, task: Task, budget: Budget) -> Path:
@@ -40,7 +42,7 @@ def _path(model: nn.Module, task: Task, budget: Budget) -> Path:
     assert data is not None  # the arguments were checked
     return find_path(
         model, task.arguments, data.first(MOST_KEPT), task.seed, task.say, task.prices,
-        budget=budget, slot=task.store.slot("path"),
+        budget=budget, store=task.store,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from edgedi.transforms.data import Batch
 from edgedi.transforms.prune.cut import CONVOLUTIONS, Narrow
 from edgedi.transforms.prune.moments import samples_for
 from edgedi.transforms.prune.watch import Call, Watch
+from edgedi.transforms.store import NO_SLOT, Slot, digest_of_model
 
 RIDGES = (1e-3, 1e-1, 1e1)
 """Added to the diagonal of the covariance, as a share of its mean."""
@@ -40,8 +41,9 @@ class Teacher:
     """What the original's layers make of the inputs, at the positions that a fit looks at; kept for many fits."""
 
     @torch.no_grad()
-    def __init__(self, original: nn.Module, arguments: tuple[Any, ...], seed: int) -> None:
-        self.original, self.seed = original, seed
+    def __init__(self, original: nn.Module, arguments: tuple[Any, ...], seed: int, slot: Slot = NO_SLOT) -> None:
+        """``slot`` keeps the layers of a fit under way."""
+        self.original, self.seed, self._slot = original, seed, slot
         self.outputs: dict[str, Tensor] = {}
         self.samples: dict[str, int] = {}
         arguments = _fewer(original, arguments)
@@ -59,12 +61,22 @@ class Teacher:
     def fit(self, small: nn.Module, edit: Narrow) -> None:
         """Change the weights of ``small``, which ``edit`` made of the original, in place."""
         gone = {cut.layer: cut.outputs for cut in edit.cuts}
+        whose, known = digest_of_model(small), self._slot.load() or {}
+        before = iter(known["fitted"] if known.get("model") == whose else ())
+        fitted: list[tuple[Tensor, Tensor | None]] = []
 
         def see(call: Call) -> Tensor:
-            picks = call.picks(self.seed, self.samples[call.name])
-            wanted = self.outputs[call.name]
-            kept = [i for i in range(wanted.shape[1]) if i not in set(gone.get(call.name, ()))]
-            _fit(call, call.columns(picks), wanted[:, kept])
+            found = next(before, None)
+            if found is not None:
+                _set(call, *found)
+            else:
+                picks = call.picks(self.seed, self.samples[call.name])
+                wanted = self.outputs[call.name]
+                kept = [i for i in range(wanted.shape[1]) if i not in set(gone.get(call.name, ()))]
+                _fit(call, call.columns(picks), wanted[:, kept])
+            fitted.append((call.weight.clone(), None if call.bias is None else call.bias.clone()))
+            if self._slot.due:
+                self._slot.save({"model": whose, "fitted": fitted})
             return call.run()
 
         with Watch(small, self.outputs, see):
@@ -91,6 +103,13 @@ def _fewer(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     with Watch(model, _fitted(model), see):
         model(*first(1))
     return first(max(16, MEMORY_BYTES // largest))
+
+
+def _set(call: Call, weight: Tensor, bias: Tensor | None) -> None:
+    """Weights as an earlier run fitted them."""
+    call.weight.copy_(weight)
+    if call.bias is not None and bias is not None:
+        call.bias.copy_(bias)
 
 
 def _fit(call: Call, columns: Tensor, wanted: Tensor) -> None:

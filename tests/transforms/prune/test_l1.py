@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,10 @@ from torch.nn import functional as F
 from edgedi.transforms.compact import compact
 from edgedi.transforms.measure import answer_of
 from edgedi.transforms.prune.groups import groups_of
-from edgedi.transforms.prune.l1 import norms_of
+from edgedi.transforms.prune.l1 import norms_of, prune_by_l1
+from edgedi.transforms.score import Score
+from edgedi.transforms.store import EVERY_S, Store
+from edgedi.transforms.task import Budget, Outcome, Task
 from tests.transforms.planted import Residual, image, widths
 
 
@@ -88,6 +93,38 @@ def test_it_stops_at_the_target(model: Small):
     before = small.compaction.curve[-3].macs
     assert step.after.macs <= 0.5 * step.before.macs < before
     assert widths(small)["last"][1] == 3
+
+
+def test_killed_it_goes_on_where_it_was(model: Small, tmp_path: Path):
+    """And judges no network twice but those since the last save."""
+    ((x, labels),) = labelled(model)
+    now_s, judged = 0.0, 0
+
+    def judge(network: nn.Module) -> Score:
+        nonlocal now_s, judged
+        judged += 1
+        if judged == 4:
+            raise KeyboardInterrupt
+        now_s += EVERY_S
+        return Score(value=float((answer_of(network, (x,)).argmax(1) == labels).float().mean()), count=len(x))
+
+    def outcome() -> Outcome:
+        task = Task(
+            original=model, arguments=(x[:2],), say=lambda line: None, budget=Budget(None), judge=judge,
+            least_score=0.6, store=Store(tmp_path, clock=lambda: now_s),
+        )  # fmt: skip
+        return prune_by_l1(model, task)
+
+    with pytest.raises(KeyboardInterrupt):
+        outcome()
+    found = outcome()
+    expected = by_hand(model, x, labels, 0.6)
+    assert judged == len(found.curve) + 1
+    assert sum(map(len, expected.values())) > 3
+    assert {name: outputs for name, (_, outputs) in widths(found.model).items() if name != "last"} == {
+        "first": 5 - len(expected["first"]),
+        "second": 4 - len(expected["second"]),
+    }
 
 
 def test_layers_that_hang_together_are_scored_by_all_their_filters():

@@ -17,9 +17,10 @@ from edgedi.transforms.compact import compact
 from edgedi.transforms.data import Batch, Data
 from edgedi.transforms.measure import answer_of, difference, measured
 from edgedi.transforms.prune import path as path_module
+from edgedi.transforms.prune import refit as refit_module
 from edgedi.transforms.prune.curves import Curve, curve_of
 from edgedi.transforms.prune.path import find_path
-from edgedi.transforms.prune.prune import prune_step
+from edgedi.transforms.prune.prune import narrow_to, prune_step
 from edgedi.transforms.score import Score, judge_by_accuracy
 from edgedi.transforms.store import EVERY_S, Store
 from edgedi.transforms.task import Budget, Outcome, Task
@@ -271,6 +272,57 @@ def test_killed_while_networks_are_judged_it_judges_none_twice(tmp_path: Path):
     assert len(judged) == len(expected.curve)
     assert same(found, expected)
     assert found.curve == expected.curve
+
+
+def test_killed_while_layers_are_fitted_it_fits_none_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The third layer of a network is never fitted in the first run."""
+    model, clock, fitted = toy(), Clock(), list[tuple[int, ...]]()
+    macs = measured(model, (inputs(2, 3, 9, 9),))[2].macs // 2
+    expected = prune_step(model, task_with(model, clock, target_macs=macs))
+
+    def slowly(call: Any, *rest: Any) -> None:
+        if len(fitted) == 2 and clock.now_s < 1000:
+            raise Killed
+        fit(call, *rest)
+        fitted.append((call.name, *call.weight.shape))
+        clock.now_s += EVERY_S
+
+    fit = refit_module._fit
+    monkeypatch.setattr(refit_module, "_fit", slowly)
+    with pytest.raises(Killed):
+        prune_step(model, task_with(model, clock, target_macs=macs, store=Store(tmp_path, clock=clock)))
+    clock.now_s = 1000.0
+    found = prune_step(model, task_with(model, clock, target_macs=macs, store=Store(tmp_path, clock=clock)))
+    assert len(fitted) == len(set(fitted)) > 3
+    assert same(found, expected)
+
+
+def test_layers_fitted_for_one_network_are_no_other_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A fit that was ended is forgotten where another network is fitted next."""
+    model, clock = toy(), Clock()
+    whole = measured(model, (inputs(2, 3, 9, 9),))[2].macs
+    expected = prune_step(model, task_with(model, clock, target_macs=whole // 3))
+    fit, store = refit_module._fit, Store(tmp_path, clock=clock)
+
+    def until_the_last(call: Any, *rest: Any) -> None:
+        fit(call, *rest)
+        clock.now_s += EVERY_S
+        if clock.now_s > 3 * EVERY_S:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(refit_module, "_fit", until_the_last)
+        with pytest.raises(Killed):
+            prune_step(model, task_with(model, clock, target_macs=whole // 2, store=store))
+    assert same(prune_step(model, task_with(model, clock, target_macs=whole // 3, store=store)), expected)
+
+
+def test_narrowing_between_trainings_looks_only_as_long_as_there_is_time():
+    model, clock, said = toy(), Clock(), list[str]()
+    task = task_with(model, clock, say=said.append, budget=Budget(10.0, clock, used_s=10.0))
+    macs = measured(model, (inputs(2, 3, 9, 9),))[2].macs
+    assert measured(narrow_to(model, task, round(0.9 * macs)).model, (inputs(2, 3, 9, 9),))[2].macs <= 0.9 * macs
+    assert sum("looked at" in line for line in said) == 1
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
