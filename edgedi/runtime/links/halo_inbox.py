@@ -8,10 +8,10 @@ from collections.abc import Callable
 import zmq
 
 from edgedi.errors import RemoteProtocolError
-from edgedi.runtime.links import halo_links
 from edgedi.runtime.links.halo_links import HaloListener
 from edgedi.runtime.wire.codec import decode
 from edgedi.runtime.wire.messages import Piece
+from edgedi.runtime.wire.payloads import Buffer
 
 
 class HaloInbox:
@@ -37,7 +37,7 @@ class HaloInbox:
         """Deliver the pieces that are there; whether there was any packet."""
         took = False
         for peer in list(self._listener.peers):
-            while frames := halo_links.receive(peer):
+            while frames := peer.receive():
                 took = True
                 self._read(frames, deliver)
             if frames is None:
@@ -45,7 +45,7 @@ class HaloInbox:
                 self._listener.forget(peer)
         return took
 
-    def _read(self, frames: list[memoryview], deliver: Callable[[Piece], None]) -> None:
+    def _read(self, frames: list[Buffer], deliver: Callable[[Piece], None]) -> None:
         """A worker's own process sent it, or another of this user's; it can be a piece and nothing else."""
         try:
             message = decode(frames)

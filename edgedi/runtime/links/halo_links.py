@@ -3,8 +3,8 @@
 ZeroMQ moves bytes in a thread of its own, which on a one-core worker takes the core from the computation, several times
 for every halo; a packet on a Unix socket is one system call of the thread that computes. A packet is sent whole or not
 at all, so a full buffer never blocks anybody: the caller then takes ZeroMQ's link. Order does not matter, pieces are
-named. A piece too large for a packet is written to a memory file, sealed, and its descriptor is the packet's: one copy
-in, none out. The seals are what a receiver insists on, as a file that shrinks under a reader kills the reader.
+named. A piece too large for a packet goes through memory that both processes share, and the packet names the slot that
+it lies in; the receiver copies it out and says, by a packet back, that the slot is free (``shared_memory``).
 
 Only processes of the same user may connect: both sides ask the kernel whose process the other is. Names are abstract,
 so a worker that is killed leaves nothing behind, and no network namespace sees another's.
@@ -13,28 +13,25 @@ so a worker that is killed leaves nothing behind, and no network namespace sees 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import mmap
 import os
 import secrets
 import socket
 import struct
 from pathlib import Path
 
-from edgedi.runtime.wire.codec import LIMITS
+from edgedi.runtime.links.shared_memory import Incoming, Outgoing
 from edgedi.runtime.wire.payloads import Buffer
 
 MOST_BYTES = 131_072
-"""Largest packet: some of them must fit into a socket's buffer (208 kB by default on Linux). Larger ones are files."""
+"""Largest packet: some of them must fit into a socket's buffer (208 kB by default on Linux)."""
 SCHEME = "unix:"
-_LENGTH = struct.Struct("<H")
+_HEAD = struct.Struct("<HHI")
+"""The header's length; in which slot of shared memory the payload lies, counted from 1, or 0; how long it is there."""
+_FREED = struct.Struct("<H")
 _ALIGNMENT = 16
 _BUFFER_BYTES = 4 << 20
 _CREDENTIALS = struct.Struct("3i")
-_SEALS = 0x0001 | 0x0002 | 0x0004 | 0x0008
-"""F_SEAL_SEAL, _SHRINK, _GROW and _WRITE of Linux; ``fcntl`` of Python 3.10 has them, its type stubs elsewhere not."""
-_F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
 
 
 def supported() -> bool:
@@ -58,8 +55,55 @@ def machine_name() -> str | None:
         return None
 
 
+class HaloPeer:
+    """A process that sends us packets. To be polled by its ``fileno``."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket, self._slots = connected, Incoming()
+        connected.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def receive(self) -> list[Buffer] | None:
+        """One packet as [header, payload], an empty list for none waiting, ``None`` when the peer has gone or errs."""
+        try:
+            packet, files, _, _ = socket.recv_fds(self._socket, MOST_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+        except (BlockingIOError, InterruptedError):
+            return []
+        except OSError:
+            return None
+        try:
+            return self._frames(packet, files)
+        except (OSError, ValueError, struct.error):
+            return None
+        finally:
+            for file in files:
+                os.close(file)
+
+    def _frames(self, packet: bytes, files: list[int]) -> list[Buffer] | None:
+        if not packet:
+            return None
+        length, place, size = _HEAD.unpack_from(packet)
+        start, view = _HEAD.size + length, memoryview(packet)
+        header = view[_HEAD.size : start]
+        if not place:
+            return [header, view[start + (-start % _ALIGNMENT) :]]
+        number = place - 1
+        if files:
+            self._slots.open(number, files[0])
+        payload = self._slots.take(number, size)
+        with contextlib.suppress(OSError):  # whoever has gone needs no slot
+            self._socket.send(_FREED.pack(number))
+        return [header, payload]
+
+    def close(self) -> None:
+        self._socket.close()
+        self._slots.close()
+
+
 class HaloListener:
-    """Takes packets from peers. ``sockets`` are to be polled; ``receive`` then gives what is there, without waiting."""
+    """Takes packets from peers. They and ``listener`` are to be polled."""
 
     def __init__(self) -> None:
         name = f"edgedi-{secrets.token_hex(16)}"
@@ -67,29 +111,30 @@ class HaloListener:
         self.listener = _packet_socket()
         self.listener.bind(f"\0{name}")
         self.listener.listen(64)
-        self.peers: list[socket.socket] = []
+        self.peers: list[HaloPeer] = []
 
-    def accept(self) -> socket.socket | None:
+    def accept(self) -> HaloPeer | None:
         """Take one waiting connection; ``None`` if it is another user's."""
         try:
-            peer, _ = self.listener.accept()
+            connected, _ = self.listener.accept()
         except (BlockingIOError, InterruptedError):
             return None
-        if _user_of(peer) != os.getuid():
-            peer.close()
+        if _user_of(connected) != os.getuid():
+            connected.close()
             return None
-        peer.setblocking(False)
+        peer = HaloPeer(connected)
         self.peers.append(peer)
         return peer
 
-    def forget(self, peer: socket.socket) -> None:
+    def forget(self, peer: HaloPeer) -> None:
         """Drop a connection that has ended."""
         self.peers.remove(peer)
         peer.close()
 
     def close(self) -> None:
         """Close everything."""
-        for peer in [*self.peers, self.listener]:
+        self.listener.close()
+        for peer in self.peers:
             peer.close()
         self.peers.clear()
 
@@ -98,7 +143,7 @@ class HaloLink:
     """Sends packets to one peer."""
 
     def __init__(self, address: str) -> None:
-        self._socket = _packet_socket()
+        self._socket, self._slots = _packet_socket(), Outgoing()
         self._socket.setblocking(True)
         self._socket.settimeout(5.0)
         try:
@@ -112,83 +157,51 @@ class HaloLink:
 
     def send(self, header: Buffer, payload: Buffer) -> bool:
         """Send one piece; ``False`` where the buffer is full or there is no memory, and nothing was sent."""
-        start = _LENGTH.size + len(header)
+        start = _HEAD.size + len(header)
         gap = -start % _ALIGNMENT
         if start + gap + len(payload) > MOST_BYTES:
-            return self._send_as_file(header, payload)
+            return self._send_by_slot(header, payload)
         try:
-            self._socket.sendmsg([_LENGTH.pack(len(header)), header, bytes(gap), payload])
+            self._socket.sendmsg([_HEAD.pack(len(header), 0, 0), header, bytes(gap), payload])
         except (BlockingIOError, InterruptedError):
             return False
         return True
 
-    def _send_as_file(self, header: Buffer, payload: Buffer) -> bool:
+    def _send_by_slot(self, header: Buffer, payload: Buffer) -> bool:
+        self._hear()
         try:
-            file = _sealed(payload)
+            found = self._slots.put(payload)
         except OSError:
             return False
+        if found is None:
+            return False
+        number, file = found
+        packet = [_HEAD.pack(len(header), number + 1, len(payload)), header]
         try:
-            socket.send_fds(self._socket, [_LENGTH.pack(len(header)), header], [file])
+            if file is None:
+                self._socket.sendmsg(packet)
+            else:
+                socket.send_fds(self._socket, packet, [file])
         except (BlockingIOError, InterruptedError):
+            if file is None:
+                self._slots.freed(number)
+            else:
+                self._slots.forget(number)
             return False
         finally:
-            os.close(file)
+            if file is not None:
+                os.close(file)
         return True
+
+    def _hear(self) -> None:
+        """Which slots the peer has read."""
+        with contextlib.suppress(BlockingIOError, InterruptedError):
+            while len(said := self._socket.recv(_FREED.size)) == _FREED.size:
+                self._slots.freed(*_FREED.unpack(said))
 
     def close(self) -> None:
         self._socket.close()
-
-
-def receive(peer: socket.socket) -> list[memoryview] | None:
-    """One packet as (header, payload), an empty list for none waiting, ``None`` when the peer has gone or errs."""
-    try:
-        packet, files, _, _ = socket.recv_fds(peer, MOST_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
-    except (BlockingIOError, InterruptedError):
-        return []
-    except OSError:
-        return None
-    try:
-        return _frames(packet, files)
-    except (OSError, ValueError):
-        return None
-    finally:
-        for file in files:
-            os.close(file)
-
-
-def _frames(packet: bytes, files: list[int]) -> list[memoryview] | None:
-    if len(packet) < _LENGTH.size:
-        return None
-    (length,) = _LENGTH.unpack_from(packet)
-    start = _LENGTH.size + length
-    view = memoryview(packet)
-    payload = _opened(files[0]) if files else view[start + (-start % _ALIGNMENT) :]
-    return [view[_LENGTH.size : start], payload]
-
-
-def _sealed(payload: Buffer) -> int:
-    """A memory file of these bytes that nobody can change any more. ``OSError`` where there is no room for it."""
-    file = os.memfd_create("edgedi-piece", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        rest = memoryview(payload).cast("B")
-        while len(rest):
-            rest = rest[os.write(file, rest) :]
-        fcntl.fcntl(file, _F_ADD_SEALS, _SEALS)
-    except OSError:
-        os.close(file)
-        raise
-    return file
-
-
-def _opened(file: int) -> memoryview:
-    """The bytes of a memory file, not copied. ``ValueError`` if it could still change or is too large."""
-    if fcntl.fcntl(file, _F_GET_SEALS) & _SEALS != _SEALS:
-        raise ValueError("the file is not sealed")
-    size = os.fstat(file).st_size
-    if not 0 < size <= LIMITS["payload_bytes"]:
-        raise ValueError(f"a file of {size} bytes")
-    flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # all pages at once, not one fault for each
-    return memoryview(mmap.mmap(file, size, flags=flags, prot=mmap.PROT_READ))
+        self._slots.close()
 
 
 def _user_of(connected: socket.socket) -> int:

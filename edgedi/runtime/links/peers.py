@@ -25,9 +25,9 @@ COPY_BYTES = 65_536
 _SEND_TIMEOUT_MS = 5_000
 
 
-def send_payload(socket: zmq.Socket[bytes], payload: Buffer, flags: int = 0) -> None:
-    """The rest of a message whose header has been sent."""
-    *parts, last = split(payload)
+def send_payload(socket: zmq.Socket[bytes], payload: Buffer, flags: int = 0, *, whole: bool = False) -> None:
+    """The rest of a message whose header has been sent; ``whole`` within one process, where nothing is copied."""
+    *parts, last = [payload] if whole else split(payload)
     for part in parts:
         socket.send(part, flags | zmq.SNDMORE, copy=False)
     socket.send(last, flags, copy=bool(not parts and len(last) < COPY_BYTES))

@@ -26,7 +26,7 @@ from edgedi.runtime.wire.messages import MESSAGES, Hello, Message, Piece, Refuse
 from edgedi.runtime.wire.payloads import Buffer
 from edgedi.runtime.wire.piece_headers import PieceHeaders
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 
 LIMITS = {
     "header_bytes": 8 << 20,  # of the kinds in LARGE_KINDS
