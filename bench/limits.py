@@ -2,12 +2,12 @@
 
     .venv/bin/python -m bench.limits --results bench/results/FOLDER [--engine openvino] [--rounds 30]
 
-For every run in the folder on N equal workers, a table in milliseconds. The engine takes the whole input on one core, and
-1/N of its rows (no halos; what stands behind a flatten or a global pool whole) on as many cores at once as the run had,
-of which the slowest counts: they share caches, memory and the clock's rate. Emulated devices share none of that, so
-their slice is computed alone. The bound is our own plan with no communication, each layer's least: it should be within
-10 % of the engine's slice. The wire is the time that the busiest device's cable takes for the bytes that it must carry,
-nothing hidden.
+For every run in the folder on N equal workers, a table in milliseconds. The engine takes the whole input on one core,
+and 1/N of its rows (no halos; what stands behind a flatten or a global pool whole) on as many cores at once as the run
+had, of which the slowest counts: they share caches, memory and the clock's rate. Emulated devices share none of that,
+so their slice is computed alone. The bound is our own plan with no communication, each layer's least: it should be
+within 10 % of the engine's slice. The wire is the time that the busiest device's cable takes for the bytes that it
+must carry, nothing hidden.
 """
 
 from __future__ import annotations
