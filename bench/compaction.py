@@ -4,7 +4,8 @@
 
 Needs the real networks and images (CONTRIBUTING.md, EDGEDI_DATA); ``bench/compaction_cases.py`` says which of them a
 network sees and which it is scored by. The *control* of a trained network is the original, trained as long by the same
-recipe on the same data. A bar is judged by all runs of a network together.
+recipe on the same data: as many steps as the compact network comes from. A bar is judged by all runs of a network
+together.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from bench.compaction_cases import CASES, HALVES, Case, Setting
 from bench.pretrained import data_folder
 from edgedi import compact, save
+from edgedi.transforms.data import Data
 from edgedi.transforms.measure import measured
-from edgedi.transforms.score import Score
+from edgedi.transforms.recover.distil import distil
+from edgedi.transforms.score import Score, judge_by_accuracy
+from edgedi.transforms.store import Store
 from edgedi.transforms.task import Say
 
 ROUNDING = 1e-9
@@ -48,6 +53,8 @@ class Row:
     before: Score
     after: Score
     control: Score | None
+    training_steps: int
+    """Of the compact network, and of the control."""
     seconds: float
     steps: str
     """The table of the compaction."""
@@ -81,25 +88,32 @@ def run(case: Case, data: Path, number: int, folder: Path, budget_s: float | Non
     seconds = time.monotonic() - started_s
     print(small.compaction, flush=True)
     save(small, place / "network", setting.example, overwrite=True)
-    control = _control(setting, number, place, say) if case.trains else None
+    num_steps = small.compaction.training_steps
+    control = setting.judge(control_of(setting, number, place / "control", num_steps, say)) if case.trains else None
     before, after = (measured(network, (setting.example,))[2] for network in (setting.model, small))
     return Row(
         case=case.name, number=number, parameters=(before.parameters, after.parameters), macs=(before.macs, after.macs),
         num_bytes=(before.num_bytes, after.num_bytes),
         exact_macs=next(step.after.macs for step in small.compaction.steps if step.name == "simplify"),
-        before=setting.judge(setting.model), after=setting.judge(small), control=control, seconds=seconds,
-        steps=str(small.compaction),
+        before=setting.judge(setting.model), after=setting.judge(small), control=control, training_steps=num_steps,
+        seconds=seconds, steps=str(small.compaction),
     )  # fmt: skip
 
 
-def _control(setting: Setting, number: int, place: Path, say: Say) -> Score:
-    """The original's score after the same training."""
-    same = {name: value for name, value in setting.options.items() if name not in ("target", "steps")}
-    trained = compact(
-        setting.model, setting.example, seed=number, progress=say, steps=("simplify", "recover"),
-        checkpoint=place / "control", **same,
+def control_of(setting: Setting, number: int, place: Path, num_steps: int, say: Say) -> nn.Module:
+    """The original after ``num_steps`` of the same training, or as it was where its validation score is better.
+
+    ``place`` keeps what there is so far.
+    """
+    options = setting.options
+    train = Data(options["train"], "train", labelled=True)
+    judge = judge_by_accuracy(Data(options["validate"], "validate", labelled=True, ordered=True))
+    trained = distil(
+        compact(setting.model, setting.example, progress=False), setting.model, train, num_steps=num_steps,
+        loss=options["loss"], seed=number, say=lambda line: say(f"control: {line}"), judge=judge,
+        slot=Store(place, settings=f"{num_steps} steps").slot("training"),
     )  # fmt: skip
-    return setting.judge(trained)
+    return max(trained.model, setting.model, key=lambda model: judge(model).value)
 
 
 def reached(case: Case, rows: Sequence[Row]) -> bool:
@@ -114,12 +128,24 @@ def reached(case: Case, rows: Sequence[Row]) -> bool:
 def table_of(rows: Sequence[Row]) -> Table:
     """A line for each run."""
     table = Table(box=box.SIMPLE_HEAD)
-    for column in ("network", "run", "MACs", "exact alone", "parameters", "before", "control", "after", "seconds"):
+    for column in (
+        "network",
+        "run",
+        "MACs",
+        "exact alone",
+        "parameters",
+        "before",
+        "control",
+        "after",
+        "steps",
+        "seconds",
+    ):
         table.add_column(column, justify="left" if column == "network" else "right")
     for row in rows:
         table.add_row(
             row.case, str(row.number), f"-{row.macs_cut:.1%}", f"-{1 - row.exact_macs / row.macs[0]:.1%}",
-            f"-{row.parameters_cut:.1%}", str(row.before), str(row.control or ""), str(row.after), f"{row.seconds:.0f}",
+            f"-{row.parameters_cut:.1%}", str(row.before), str(row.control or ""), str(row.after),
+            f"{row.training_steps:,}", f"{row.seconds:.0f}",
         )  # fmt: skip
     return table
 

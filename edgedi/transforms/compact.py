@@ -163,7 +163,8 @@ def _run(name: str, model: nn.Module, task: Task, size: Size, expected: Any) -> 
     answer, _, now = measured(outcome.model, task.arguments)
     step = Step(
         name=name, before=size, after=now, difference=difference(answer, expected), note=outcome.note,
-        seconds=task.budget.used_s - started_s, score=task.judge(outcome.model) if task.judge else None,
+        seconds=task.budget.used_s - started_s, training_steps=outcome.num_steps,
+        score=task.judge(outcome.model) if task.judge else None,
     )  # fmt: skip
     task.say(f"{name}: {size.parameters:,} -> {now.parameters:,} parameters, {size.macs:,} -> {now.macs:,} MACs")
     if outcome.note:

@@ -53,6 +53,8 @@ class Step:
     difference: float
     """Largest difference to the original's output on the example inputs, relative to its largest value."""
     seconds: float = 0.0
+    training_steps: int = 0
+    """That the network comes from; trainings of networks that were not taken do not count."""
     score: Score | None = None
     """After the step; ``None`` where there is no data to tell."""
     note: str = ""
@@ -71,6 +73,11 @@ class Compaction:
     """Networks on the way, the original first; empty where there is no data to tell."""
 
     @property
+    def training_steps(self) -> int:
+        """Of all trainings that the network returned comes from."""
+        return sum(step.training_steps for step in self.steps)
+
+    @property
     def difference(self) -> float:
         """Of the network returned, as ``Step.difference``."""
         return self.steps[-1].difference if self.steps else 0.0
@@ -78,8 +85,7 @@ class Compaction:
     def __str__(self) -> str:
         """Steps, then the layers that changed, then what else there is to say."""
         steps = [
-            (step.name, "", *_columns(step.before, step.after), self._found(step), f"{step.seconds:.1f} s")
-            for step in self.steps
+            (step.name, "", *_columns(step.before, step.after), self._found(step), _effort(step)) for step in self.steps
         ]
         changed = [layer for layer in self.layers if layer.changed]
         layers = [
@@ -102,6 +108,11 @@ class Compaction:
         if step.score is None or self.score is None:
             return f"difference {step.difference:.1e}"
         return f"{self.score} -> {step.score}"
+
+
+def _effort(step: Step) -> str:
+    trained = f", {step.training_steps:,} training steps" if step.training_steps else ""
+    return f"{step.seconds:.1f} s{trained}"
 
 
 def changes(before: Sequence[LayerSize], after: Sequence[LayerSize]) -> tuple[LayerChange, ...]:

@@ -110,5 +110,7 @@ class Outcome:
     model: nn.Module
     edits: Sequence[Edit] = ()
     """In order, from the network it was given; none where that came back."""
+    num_steps: int = 0
+    """Of the trainings that the network comes from."""
     note: str = ""
     curve: Sequence[Point] = field(default=())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from bench.compaction import Row, reached, verdict
-from bench.compaction_cases import Augmented, Case, halves, on_imagenet, precision_of, top_1
+from bench.compaction import Row, control_of, reached, verdict
+from bench.compaction_cases import Augmented, Case, Setting, halves, on_imagenet, precision_of, top_1
 from bench.pretrained import normalised, resnet50
 from bench.vgg_cifar import Images
 from edgedi.transforms.score import Score
@@ -23,7 +25,8 @@ def row(macs: int, parameters: int, after: float, control: float | None = None) 
     return Row(
         case="x", number=0, parameters=(1000, parameters), macs=(1000, macs), num_bytes=(1, 1), exact_macs=990,
         before=Score(value=0.8, count=500), after=Score(value=after, count=500),
-        control=None if control is None else Score(value=control, count=500), seconds=1.0, steps="",
+        control=None if control is None else Score(value=control, count=500), training_steps=0, seconds=1.0,
+        steps="",
     )  # fmt: skip
 
 
@@ -45,6 +48,36 @@ def row(macs: int, parameters: int, after: float, control: float | None = None) 
 def test_a_bar_is_reached_where_all_of_it_is(rows: list[Row], held: bool):
     assert reached(CASE, rows) is held
     assert ("PASS" in verdict(CASE, rows)) is held
+
+
+class Counted:
+    """A list of batches that knows how many were read."""
+
+    def __init__(self) -> None:
+        x = torch.randn(8, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+        self.batches, self.num_read = [(batch, batch.mean((1, 2, 3)).gt(0).long()) for batch in x], 0
+
+    def __iter__(self):
+        for batch in self.batches:
+            self.num_read += 1
+            yield batch
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_the_control_has_as_many_steps_and_is_no_worse_than_the_original(tmp_path: Path, helps: bool):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 2)).eval()
+    train, lines = Counted(), list[str]()
+    right = [(x, labels if helps else model(x).argmax(1)) for x, labels in train.batches]
+    options = {"train": train, "validate": right, "loss": torch.nn.functional.cross_entropy}
+    setting = Setting(model=model, example=right[0][0], judge=lambda network: Score(value=0.0), options=options)
+    before, read = copy.deepcopy(model.state_dict()), train.num_read
+    found = control_of(setting, 3, tmp_path / "control", 40, lines.append)
+    assert lines[-1].startswith("control: step 40 of 40")
+    assert train.num_read - read >= 40
+    assert (found is model) != helps
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert (tmp_path / "control").is_dir()
 
 
 def test_no_image_is_scored_that_calibrates():

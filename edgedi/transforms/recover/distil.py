@@ -56,6 +56,14 @@ class Recipe:
 RECIPE = Recipe()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trained:
+    """A network in evaluation mode, and the steps that its training took."""
+
+    model: nn.Module
+    num_steps: int = 0
+
+
 def _quiet(line: str) -> None:
     """Says nothing."""
 
@@ -175,8 +183,8 @@ def distil(
     say: Say = _quiet,
     judge: Judge | None = None,
     slot: Slot = NO_SLOT,
-) -> nn.Module:
-    """A copy of ``student``, trained towards the answers of ``teacher``, the original; in evaluation mode.
+) -> Trained:
+    """A copy of ``student``, trained towards the answers of ``teacher``, the original.
 
     It is trained as it is in evaluation mode: no dropout, and the outputs that it gives then. Where ``teacher``
     normalises and ``student`` hands on what was folded, it normalises during training and is folded again.
@@ -206,7 +214,7 @@ def distil(
         if slot.due:
             state = {"schedule": asdict(schedule), "place": reader.place, "training": training.state()}
             slot.save(state)
-    return training.result()
+    return Trained(model=training.result(), num_steps=schedule.step)
 
 
 def _line(schedule: Schedule, loss: float, score: Score | None, left_s: float) -> str:

@@ -13,7 +13,7 @@ from edgedi.errors import CompactionError
 from edgedi.transforms.edits import plain_of, redo, value_of
 from edgedi.transforms.measure import measured
 from edgedi.transforms.prune.prune import narrow_to
-from edgedi.transforms.recover.distil import distil
+from edgedi.transforms.recover.distil import Trained, distil
 from edgedi.transforms.recover.search import Trial, next_macs, share_of
 from edgedi.transforms.store import Slot
 from edgedi.transforms.task import Budget, Edit, Outcome, Point, Task
@@ -31,6 +31,8 @@ class Network:
 
     model: nn.Module
     edits: tuple[Edit, ...] = ()
+    num_steps: int = 0
+    """Of the trainings that it comes from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,16 +68,17 @@ def recover(model: nn.Module, task: Task, narrow: NarrowBy | None) -> Outcome:
 
 def _trained(model: nn.Module, task: Task) -> Outcome:
     """``model`` trained for what is left of the budget; as it came where that made it no better."""
-    small = _distilled(model, task, task.budget, task.store.slot("training"))
-    if small is None:
+    trained = _distilled(model, task, task.budget, task.store.slot("training"))
+    if trained is None:
         return Outcome(model=model, note=_FAILED)
+    small, num_steps = trained.model, trained.num_steps
     if task.judge is None:
-        return Outcome(model=small)
+        return Outcome(model=small, num_steps=num_steps)
     before, after = task.judge(model).value, task.judge(small).value
     curve = (Point(macs=_macs(model, task), score=before, step="before training"),)
     if after < before:
         return Outcome(model=model, note=f"training was of no use: {before:.4g} -> {after:.4g}", curve=curve)
-    return Outcome(model=small, curve=curve)
+    return Outcome(model=small, num_steps=num_steps, curve=curve)
 
 
 _FAILED = "training failed, and the network was left as it was"
@@ -90,6 +93,7 @@ def _smallest(model: nn.Module, task: Task, narrow: NarrowBy) -> Outcome:
     return Outcome(
         model=last.held.model,
         edits=last.held.edits,
+        num_steps=last.held.num_steps,
         note=f"of {len(last.trials)} networks trained, {held} scored enough",
         curve=last.curve,
     )
@@ -106,17 +110,21 @@ def _further(search: Search, start: int, task: Task, narrow: NarrowBy, slot: Slo
     tried, budget = search.tried or search.held, task.budget
     if search.until_s is not None:
         budget = budget.part(search.until_s - budget.used_s)
-    small = _distilled(tried.model, task, budget, task.store.slot(f"training-{len(search.trials)}"))
-    score = None if small is None or task.judge is None else task.judge(small).value
+    trained = _distilled(tried.model, task, budget, task.store.slot(f"training-{len(search.trials)}"))
+    score = None if trained is None or task.judge is None else task.judge(trained.model).value
     held, macs = score is not None and score >= task.least_score, _macs(tried.model, task)
     task.say(f"recover: {macs:,} MACs score {score}, {'enough' if held else 'too little'}")
     after = Search(
-        held=Network(model=small, edits=tried.edits) if held and small is not None else search.held,
+        held=_after_training(tried, trained) if held and trained is not None else search.held,
         trials=(*search.trials, Trial(macs=macs, held=held)),
         curve=(*search.curve, *([] if score is None else [Point(macs=macs, score=score, step="recover")])),
     )
     _save(slot, after)
     return after
+
+
+def _after_training(network: Network, trained: Trained) -> Network:
+    return replace(network, model=trained.model, num_steps=network.num_steps + trained.num_steps)
 
 
 def _cut(search: Search, start: int, task: Task, narrow: NarrowBy) -> Search | None:
@@ -134,11 +142,11 @@ def _cut(search: Search, start: int, task: Task, narrow: NarrowBy) -> Search | N
         return None
     if _macs(outcome.model, task) >= _macs(search.held.model, task):
         return None
-    tried = Network(model=outcome.model, edits=(*search.held.edits, *outcome.edits))
+    tried = replace(search.held, model=outcome.model, edits=(*search.held.edits, *outcome.edits))
     return replace(search, tried=tried, until_s=until_s)
 
 
-def _distilled(model: nn.Module, task: Task, budget: Budget, slot: Slot) -> nn.Module | None:
+def _distilled(model: nn.Module, task: Task, budget: Budget, slot: Slot) -> Trained | None:
     """``model`` trained; ``None`` where that failed."""
     assert task.train is not None
     endless = budget.seconds is None
@@ -170,7 +178,8 @@ def _save(slot: Slot, search: Search) -> None:
 
 
 def _plain(network: Network) -> dict[str, Any]:
-    return {"edits": plain_of(network.edits), "weights": network.model.state_dict()}
+    weights = network.model.state_dict()
+    return {"edits": plain_of(network.edits), "weights": weights, "num_steps": network.num_steps}
 
 
 def _load(slot: Slot, model: nn.Module, task: Task) -> Search:
@@ -181,7 +190,8 @@ def _load(slot: Slot, model: nn.Module, task: Task) -> Search:
 
     def network(plain: dict[str, Any]) -> Network:
         edits = value_of(plain["edits"])
-        return Network(model=redo(copy.deepcopy(model), task.arguments, edits, plain["weights"]), edits=edits)
+        made = redo(copy.deepcopy(model), task.arguments, edits, plain["weights"])
+        return Network(model=made, edits=edits, num_steps=plain["num_steps"])
 
     return Search(
         held=network(state["held"]),

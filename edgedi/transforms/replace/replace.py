@@ -12,7 +12,7 @@ from torch import nn
 from edgedi.errors import CompactionError
 from edgedi.transforms.exact.traced import trace
 from edgedi.transforms.measure import answer_of, difference, measured
-from edgedi.transforms.recover.distil import distil
+from edgedi.transforms.recover.distil import Trained, distil
 from edgedi.transforms.replace.block import Replace, stand_in
 from edgedi.transforms.replace.candidates import RATIOS, Candidate, Option, candidates, in_order, ratios_of, saved_by
 from edgedi.transforms.replace.fits import Fits, fit_all, fits_of, options_of, plain_of, with_blocks
@@ -25,8 +25,8 @@ STEPS_WITHOUT_BUDGET = 1000
 TRAINING = 0.5
 """The share of the time left that one training takes: the next, or a later step, has the rest."""
 
-Train = Callable[[nn.Module, Task, Budget, Slot], nn.Module]
-"""The network trained towards the original's answers, in evaluation mode; what is given may be changed."""
+Train = Callable[[nn.Module, Task, Budget, Slot], Trained]
+"""The network trained towards the original's answers; what is given may be changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +78,14 @@ def _largest_that_holds(
         if progress.until_s is not None and progress.until_s <= task.budget.used_s:
             break
         ratios = ratios_of(order[:count])
-        small = _trained(with_blocks(model, ratios, progress.fits), task, progress, train, f"replace-{count}")
+        trained = _trained(with_blocks(model, ratios, progress.fits), task, progress, train, f"replace-{count}")
+        small = trained.model
         macs, score = _macs(small, task), judge(small)
         if score.value >= task.least_score:
             task.say(f"scar: {len(ratios)} layers replaced, {macs:,} MACs, score {score}, enough")
             note = _note(ratios, progress.fits)
-            return Outcome(model=small, edits=(Replace(ratios=ratios),), note=note, curve=progress.tried)
+            edits = (Replace(ratios=ratios),)
+            return Outcome(model=small, edits=edits, num_steps=trained.num_steps, note=note, curve=progress.tried)
         task.say(f"scar: {len(ratios)} layers replaced, {macs:,} MACs, score {score}, too little")
         point = Point(macs=macs, score=score.value, step="scar")
         progress = replace(progress, tried=(*progress.tried, point), until_s=None)
@@ -100,17 +102,17 @@ def _timed(progress: Progress, task: Task, slot: Slot) -> Progress:
     return progress
 
 
-def _trained(student: nn.Module, task: Task, progress: Progress, train: Train, name: str) -> nn.Module:
+def _trained(student: nn.Module, task: Task, progress: Progress, train: Train, name: str) -> Trained:
     """``student`` after its training, or without it where that failed."""
     left_s = None if progress.until_s is None else progress.until_s - task.budget.used_s
     try:
         return train(student, task, task.budget.part(left_s), task.store.slot(name))
     except CompactionError as error:
         task.say(f"scar: {error}")
-        return student
+        return Trained(model=student)
 
 
-def _distilled(student: nn.Module, task: Task, budget: Budget, slot: Slot) -> nn.Module:
+def _distilled(student: nn.Module, task: Task, budget: Budget, slot: Slot) -> Trained:
     endless, data = budget.seconds is None, task.train or task.calibration
     assert data is not None
     return distil(

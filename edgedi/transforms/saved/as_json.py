@@ -38,6 +38,7 @@ def _step(step: Step) -> dict[str, Any]:
         "difference": _finite(step.difference),
         "score": _score(step.score),
         "seconds": step.seconds,
+        "training_steps": step.training_steps,
         "note": step.note,
     }
 

@@ -58,13 +58,15 @@ def _steps(compaction: Compaction) -> Markup:
         "Each step works on what the one before it left. The difference is the largest of any value from the "
         "original's answer on the example inputs, as a share of its largest value."
     )
-    heads = ("step", "parameters", "MACs", "bytes", "score", "difference", "seconds")
+    heads = ("step", "parameters", "MACs", "bytes", "score", "difference", "seconds", "training steps")
     return section("steps", "Step by step", see, table(heads, map(_step_row, compaction.steps)))
 
 
 def _step_row(step: Step) -> list[str]:
     score = "" if step.score is None else str(step.score)
-    return [step.name, *_changes(step.before, step.after), score, f"{step.difference:.1e}", f"{step.seconds:.1f}"]
+    trained = f"{step.training_steps:,}" if step.training_steps else ""
+    numbers = [f"{step.difference:.1e}", f"{step.seconds:.1f}", trained]
+    return [step.name, *_changes(step.before, step.after), score, *numbers]
 
 
 def _changes(before: Size, after: Size) -> list[str]:

@@ -51,7 +51,7 @@ def damaged(original: nn.Module) -> nn.Module:
 
 def test_a_damaged_network_answers_as_well_again(original: nn.Module, damaged: nn.Module):
     before, weights = copy.deepcopy(damaged), copy.deepcopy(original)
-    small = distil(damaged, original, train_data(), num_steps=60)
+    small = distil(damaged, original, train_data(), num_steps=60).model
     assert accuracy(original) > 0.95
     assert accuracy(damaged) < accuracy(original) - 0.1
     assert accuracy(small) >= accuracy(original) - 0.01
@@ -63,11 +63,11 @@ def test_a_damaged_network_answers_as_well_again(original: nn.Module, damaged: n
 
 def test_without_labels(original: nn.Module, damaged: nn.Module):
     data = Data([x for x, _ in batches_of(*blobs())], "train", labelled=False)
-    assert accuracy(distil(damaged, original, data, num_steps=60)) >= accuracy(original) - 0.01
+    assert accuracy(distil(damaged, original, data, num_steps=60).model) >= accuracy(original) - 0.01
 
 
 def test_a_network_whose_normalisations_are_still_there(original: nn.Module):
-    small = distil(network(3), original, train_data(), num_steps=100)
+    small = distil(network(3), original, train_data(), num_steps=100).model
     assert list(norms_of(small)) == ["1"]
     assert accuracy(small) >= 0.9
 
@@ -76,17 +76,17 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_random_numbers_alone(or
     torch.manual_seed(5)
     expected = torch.rand(2).tolist()
     torch.manual_seed(5)
-    one = distil(damaged, original, train_data(), num_steps=12, seed=1)
+    one = distil(damaged, original, train_data(), num_steps=12, seed=1).model
     assert torch.rand(2).tolist() == expected
     torch.manual_seed(6)
-    assert same_weights(one, distil(damaged, original, train_data(), num_steps=12, seed=1))
-    assert not same_weights(one, distil(damaged, original, train_data(), num_steps=12, seed=2))
+    assert same_weights(one, distil(damaged, original, train_data(), num_steps=12, seed=1).model)
+    assert not same_weights(one, distil(damaged, original, train_data(), num_steps=12, seed=2).model)
 
 
 def test_what_the_user_froze_says_so_still(original: nn.Module, damaged: nn.Module):
     frozen = copy.deepcopy(damaged)
     frozen[3].weight.requires_grad_(False)
-    small = distil(frozen, original, train_data(), num_steps=2)
+    small = distil(frozen, original, train_data(), num_steps=2).model
     assert [name for name, parameter in small.named_parameters() if not parameter.requires_grad] == ["3.weight"]
 
 
@@ -128,7 +128,7 @@ def test_segmentation_by_a_loss_of_the_users():
         return nn.functional.cross_entropy(outputs["out"], given)
 
     data = Data(batches_of(x, labels, 16), "train", labelled=True)
-    found = distil(small, original, data, num_steps=150, loss=loss)
+    found = distil(small, original, data, num_steps=150, loss=loss).model
 
     def right(model: nn.Module) -> float:
         return float((model(x)["out"].argmax(1) == labels).float().mean())
@@ -146,7 +146,7 @@ def test_regression():
     with torch.no_grad():
         target = original(x)
     data = Data(batches_of(x, target, 16), "train", labelled=True)
-    found = distil(small, original, data, num_steps=300, loss=nn.functional.mse_loss)
+    found = distil(small, original, data, num_steps=300, loss=nn.functional.mse_loss).model
 
     def unexplained(model: nn.Module) -> float:
         with torch.no_grad():
@@ -243,7 +243,7 @@ def test_a_loss_that_is_no_number(original: nn.Module, damaged: nn.Module):
 
 def test_a_step_of_one_input(original: nn.Module, damaged: nn.Module):
     data = Data(batches_of(*blobs(4), size=1), "train", labelled=True)
-    small = distil(damaged, original, data, num_steps=3)
+    small = distil(damaged, original, data, num_steps=3).model
     assert not same_weights(small, damaged)
 
 
@@ -254,7 +254,7 @@ def test_a_step_of_one_input(original: nn.Module, damaged: nn.Module):
 def test_a_killed_training_ends_as_if_it_had_not_been(
     original: nn.Module, damaged: nn.Module, tmp_path: Path, kill_after: int, num_kept: int
 ):
-    expected = distil(damaged, original, train_data(), num_steps=25, seed=3)
+    expected = distil(damaged, original, train_data(), num_steps=25, seed=3).model
     clock = Clock()
     batches = Batches(batches_of(*blobs()), clock, each_s=EVERY_S / 3)
     data = Data(batches, "train", labelled=True)
@@ -266,16 +266,17 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
     steps = 0 if kept is None else kept["schedule"]["step"]
     assert steps == num_kept
     found = distil(damaged, original, train_data(), num_steps=25, seed=3, slot=store.slot("training"))
-    assert same_weights(found, expected)
+    assert same_weights(found.model, expected)
+    assert found.num_steps == 25  # those before the kill are its own
 
 
 def test_the_recipe_says_how_it_is_done(original: nn.Module, damaged: nn.Module):
-    usual = distil(damaged, original, train_data(), num_steps=5)
+    usual = distil(damaged, original, train_data(), num_steps=5).model
     for other in (
         Recipe(learning_rate=0.01), Recipe(temperature=8.0), Recipe(blends=1.0), Recipe(average=1.0),
         Recipe(label_share=0.9), Recipe(momentum=0.5), Recipe(weight_decay=0.1),
     ):  # fmt: skip
-        assert not same_weights(usual, distil(damaged, original, train_data(), num_steps=5, recipe=other))
+        assert not same_weights(usual, distil(damaged, original, train_data(), num_steps=5, recipe=other).model)
 
 
 def test_a_process_that_is_killed_leaves_what_another_goes_on_from(
@@ -304,5 +305,5 @@ distil(damaged, original, train_data(), num_steps=300, slot=slot, say=lambda lin
     kept = slot.load()
     assert kept is not None
     assert kept["schedule"]["step"] >= 29
-    found = distil(damaged, original, train_data(), num_steps=300, slot=slot)
-    assert same_weights(found, distil(damaged, original, train_data(), num_steps=300))
+    found = distil(damaged, original, train_data(), num_steps=300, slot=slot).model
+    assert same_weights(found, distil(damaged, original, train_data(), num_steps=300).model)

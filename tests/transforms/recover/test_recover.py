@@ -133,7 +133,7 @@ def test_the_network_that_came_in_is_trained(folded: nn.Module, task_of: Callabl
     weights = copy.deepcopy(small)
     outcome = recover(small, task_of(target_macs=1), narrow_to)
     assert accuracy(outcome.model) > accuracy(small)
-    assert (outcome.edits, outcome.note) == ((), "")
+    assert (outcome.edits, outcome.note, outcome.num_steps) == ((), "", 20)
     assert [(point.macs, point.score) for point in outcome.curve] == [(macs_of(small), accuracy(small))]
     assert same_weights(small, weights)
 
@@ -142,7 +142,7 @@ def test_training_that_was_of_no_use_is_thrown_away(folded: nn.Module, task_of: 
     judge = lambda model: Score(value=float(model is folded))  # noqa: E731  # the shortest way to say it
     outcome = recover(folded, task_of(judge=judge), None)
     assert outcome.model is folded
-    assert outcome.note == "training was of no use: 1 -> 0"
+    assert (outcome.note, outcome.num_steps) == ("training was of no use: 1 -> 0", 0)
 
 
 def test_training_that_fails_leaves_the_network(folded: nn.Module, task_of: Callable[..., Task]):
@@ -166,6 +166,7 @@ def test_the_smallest_that_held_comes_back(folded: nn.Module, task_of: Callable[
         macs_of(cut(folded, width)) for width in widths[: len(outcome.curve)]
     ]
     assert outcome.edits == (Keep(8), Keep(5))
+    assert outcome.num_steps == 2 * 20  # of the two that held, one after the other
     assert outcome.model[0].out_channels == 5
     assert same_shapes(outcome, folded)
     assert accuracy(outcome.model) > 0.9
@@ -226,6 +227,7 @@ def test_a_killed_search_ends_as_if_it_had_not_been(
     found = recover(folded, task_of(**judging, store=Store(tmp_path, clock=clock)), narrow_to)
     assert same_weights(found.model, expected.model)
     assert (found.edits, found.note, found.curve) == (expected.edits, expected.note, expected.curve)
+    assert found.num_steps == expected.num_steps
 
 
 # --- all of compact ---------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from edgedi.runtime.execution.reference import InProcess
 from edgedi.transforms.data import Data
 from edgedi.transforms.exact.simplify import simplify
 from edgedi.transforms.measure import measured
+from edgedi.transforms.recover.distil import Trained
 from edgedi.transforms.replace.block import Replace
 from edgedi.transforms.replace.replace import replace_layers
 from edgedi.transforms.scar import Scar
@@ -64,8 +65,8 @@ def task_of(model: nn.Module, **options: Any) -> Task:
     return Task(**{**defaults, **options})
 
 
-def untrained(student: nn.Module, task: Task, budget: Budget, slot: Slot) -> nn.Module:
-    return student
+def untrained(student: nn.Module, task: Task, budget: Budget, slot: Slot) -> Trained:
+    return Trained(model=student, num_steps=7)
 
 
 def replaced(outcome: Outcome) -> list[str]:
@@ -107,9 +108,9 @@ def test_the_answers_before_training_are_near_those_of_the_layers(model: nn.Modu
 def test_a_training_has_half_of_the_time_left(model: nn.Module):
     seen: list[float] = []
 
-    def train(student: nn.Module, task: Task, budget: Budget, slot: Slot) -> nn.Module:
+    def train(student: nn.Module, task: Task, budget: Budget, slot: Slot) -> Trained:
         seen.append(budget.left_s)
-        return student
+        return Trained(model=student, num_steps=7)
 
     replace_layers(model, task_of(model, budget=Budget(50, lambda: 0.0)), train)
     replace_layers(model, task_of(model), train)
@@ -117,7 +118,7 @@ def test_a_training_has_half_of_the_time_left(model: nn.Module):
 
 
 def test_where_training_fails_the_blocks_are_judged_as_they_were_fitted(model: nn.Module):
-    def fail(student: nn.Module, task: Task, budget: Budget, slot: Slot) -> nn.Module:
+    def fail(student: nn.Module, task: Task, budget: Budget, slot: Slot) -> Trained:
         raise CompactionError("the loss is not a number")
 
     lines: list[str] = []
@@ -155,9 +156,9 @@ def test_where_no_score_holds_the_network_comes_back(model: nn.Module):
 def test_with_both_ratios_a_layer_goes_back_to_the_lower_one_first(model: nn.Module):
     ratios: list[list[int]] = []
 
-    def train(student: nn.Module, task: Task, budget: Budget, slot: Slot) -> nn.Module:
+    def train(student: nn.Module, task: Task, budget: Budget, slot: Slot) -> Trained:
         ratios.append([32 // part.squeeze.out_channels for part in student.modules() if isinstance(part, Scar)])
-        return student
+        return Trained(model=student, num_steps=7)
 
     task = task_of(model, scar_ratio=None, judge=lambda model: Score(value=0.0), least_score=0.5)
     replace_layers(model, task, train)

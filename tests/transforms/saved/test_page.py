@@ -30,7 +30,8 @@ def layer(name: str, before: str, after: str | None, kind: str = "Conv2d") -> La
 def step(name: str, before: int, after: int, score: Score | None = None, note: str = "") -> Step:
     sizes = (Size(parameters=each, macs=10 * each, num_bytes=4 * each) for each in (before, after))
     return Step(
-        name=name, before=next(sizes), after=next(sizes), difference=0.25, seconds=1.5, score=score, note=note,
+        name=name, before=next(sizes), after=next(sizes), difference=0.25, seconds=1.5, training_steps=3000,
+        score=score, note=note,
     )  # fmt: skip
 
 
@@ -79,6 +80,7 @@ def test_the_json_has_these_fields_and_numbers():
         "difference": 0.25,
         "score": {**found["steps"][1]["score"], "value": 0.79, "count": 100},
         "seconds": 1.5,
+        "training_steps": 3000,
         "note": "two layers left alone",
     }
     assert found["layers"][0] == {
@@ -124,8 +126,8 @@ def test_the_table_has_a_row_for_each_step():
         ["prune", "900 \u2192 500", "9,000 \u2192 5,000", "3,600 \u2192 2,000"],
     ]
     assert [row[4:] for row in rows] == [
-        ["80.00% [71.12%, 86.66%]", "2.5e-01", "1.5"],
-        ["79.00% [70.02%, 85.83%]", "2.5e-01", "1.5"],
+        ["80.00% [71.12%, 86.66%]", "2.5e-01", "1.5", "3,000"],
+        ["79.00% [70.02%, 85.83%]", "2.5e-01", "1.5", "3,000"],
     ]
 
 
