@@ -34,7 +34,7 @@ from edgedi.transforms.data import Data
 from edgedi.transforms.measure import measured
 from edgedi.transforms.recover.distil import distil
 from edgedi.transforms.score import Score, judge_by_accuracy
-from edgedi.transforms.store import Store
+from edgedi.transforms.store import Store, digest_of_model
 from edgedi.transforms.task import Say
 
 ROUNDING = 1e-9
@@ -89,7 +89,7 @@ def run(case: Case, data: Path, number: int, folder: Path, budget_s: float | Non
     print(small.compaction, flush=True)
     save(small, place / "network", setting.example, overwrite=True)
     num_steps = small.compaction.training_steps
-    control = setting.judge(control_of(setting, number, place / "control", num_steps, say)) if case.trains else None
+    control = setting.judge(control_of(setting, number, place, num_steps, say)) if case.trains else None
     before, after = (measured(network, (setting.example,))[2] for network in (setting.model, small))
     return Row(
         case=case.name, number=number, parameters=(before.parameters, after.parameters), macs=(before.macs, after.macs),
@@ -103,15 +103,22 @@ def run(case: Case, data: Path, number: int, folder: Path, budget_s: float | Non
 def control_of(setting: Setting, number: int, place: Path, num_steps: int, say: Say) -> nn.Module:
     """The original after ``num_steps`` of the same training, or as it was where its validation score is better.
 
-    ``place`` keeps what there is so far.
+    A folder in ``place`` keeps what there is so far.
     """
+    if not num_steps:
+        return setting.model
     options = setting.options
+    store = Store(
+        place / f"control-{num_steps}",
+        model=digest_of_model(setting.model),
+        settings=f"{num_steps} steps, seed {number}",
+    )
     train = Data(options["train"], "train", labelled=True)
     judge = judge_by_accuracy(Data(options["validate"], "validate", labelled=True, ordered=True))
     trained = distil(
         compact(setting.model, setting.example, progress=False), setting.model, train, num_steps=num_steps,
         loss=options["loss"], seed=number, say=lambda line: say(f"control: {line}"), judge=judge,
-        slot=Store(place, settings=f"{num_steps} steps").slot("training"),
+        slot=store.slot("training"),
     )  # fmt: skip
     return max(trained.model, setting.model, key=lambda model: judge(model).value)
 

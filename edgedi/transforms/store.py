@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-VERSION = 1
+VERSION = 2
 EVERY_S = 45.0
 """A computation under way is written this often: at most a minute of work is lost."""
 
@@ -34,9 +34,14 @@ class Slot:
         self._saved_s = used_s()
 
     @property
+    def keeps(self) -> bool:
+        """Whether what is saved is kept anywhere."""
+        return self._path is not None
+
+    @property
     def due(self) -> bool:
         """Whether it is time to save."""
-        return self._path is not None and self._used_s() - self._saved_s >= EVERY_S
+        return self.keeps and self._used_s() - self._saved_s >= EVERY_S
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Keep ``state``, plain values and tensors, in place of what was there."""

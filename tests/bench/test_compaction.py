@@ -72,12 +72,13 @@ def test_the_control_has_as_many_steps_and_is_no_worse_than_the_original(tmp_pat
     options = {"train": train, "validate": right, "loss": torch.nn.functional.cross_entropy}
     setting = Setting(model=model, example=right[0][0], judge=lambda network: Score(value=0.0), options=options)
     before, read = copy.deepcopy(model.state_dict()), train.num_read
-    found = control_of(setting, 3, tmp_path / "control", 40, lines.append)
+    found = control_of(setting, 3, tmp_path, 40, lines.append)
     assert lines[-1].startswith("control: step 40 of 40")
     assert train.num_read - read >= 40
     assert (found is model) != helps
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert (tmp_path / "control").is_dir()
+    assert (tmp_path / "control-40").is_dir()
+    assert control_of(setting, 3, tmp_path, 0, lines.append) is model
 
 
 def test_no_image_is_scored_that_calibrates():

@@ -105,7 +105,9 @@ class WorkerLink:
         header, payload = encode(piece)
         try:
             sent = self._halo.send(header, payload)
-        except OSError:  # the worker has gone; its link will tell
+        except OSError:  # if the worker has gone, its link will tell
+            self._halo.close()
+            self._halo = None
             return False
         self.sent_bytes += len(payload) if sent else 0
         return sent

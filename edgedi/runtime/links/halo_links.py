@@ -3,8 +3,8 @@
 ZeroMQ moves bytes in a thread of its own, which on a one-core worker takes the core from the computation, several times
 for every halo; a packet on a Unix socket is one system call of the thread that computes. A packet is sent whole or not
 at all, so a full buffer never blocks anybody: the caller then takes ZeroMQ's link. Order does not matter, pieces are
-named. A piece too large for a packet goes through memory that both processes share, and the packet names the slot that
-it lies in; the receiver copies it out and says, by a packet back, that the slot is free (``shared_memory``).
+named. A piece too large for a packet goes through memory that both processes share (``shared_memory``), and the packet
+names its place there; the receiver copies it out and says, by a packet back, that the place is free.
 
 Only processes of the same user may connect: both sides ask the kernel whose process the other is. Names are abstract,
 so a worker that is killed leaves nothing behind, and no network namespace sees another's.
@@ -26,9 +26,12 @@ from edgedi.runtime.wire.payloads import Buffer
 MOST_BYTES = 131_072
 """Largest packet: some of them must fit into a socket's buffer (208 kB by default on Linux)."""
 SCHEME = "unix:"
-_HEAD = struct.Struct("<HHI")
-"""The header's length; in which slot of shared memory the payload lies, counted from 1, or 0; how long it is there."""
-_FREED = struct.Struct("<H")
+_HEAD = struct.Struct("<HHII")
+"""The header's length, where the payload is; of one in shared memory where it begins, and its length."""
+_HERE, _SHARED, _SHARED_FIRST = range(3)
+"""In the packet; in the memory whose file came before; in the memory whose file comes with the packet."""
+_FREED = struct.Struct("<I")
+"""Where the place began that may be used again."""
 _ALIGNMENT = 16
 _BUFFER_BYTES = 4 << 20
 _CREDENTIALS = struct.Struct("3i")
@@ -59,7 +62,8 @@ class HaloPeer:
     """A process that sends us packets. To be polled by its ``fileno``."""
 
     def __init__(self, connected: socket.socket) -> None:
-        self._socket, self._slots = connected, Incoming()
+        self._socket = connected
+        self._memory: Incoming | None = None
         connected.setblocking(False)
 
     def fileno(self) -> int:
@@ -75,7 +79,7 @@ class HaloPeer:
             return None
         try:
             return self._frames(packet, files)
-        except (OSError, ValueError, struct.error):
+        except (OSError, ValueError, struct.error, MemoryError):
             return None
         finally:
             for file in files:
@@ -84,22 +88,24 @@ class HaloPeer:
     def _frames(self, packet: bytes, files: list[int]) -> list[Buffer] | None:
         if not packet:
             return None
-        length, place, size = _HEAD.unpack_from(packet)
-        start, view = _HEAD.size + length, memoryview(packet)
-        header = view[_HEAD.size : start]
-        if not place:
-            return [header, view[start + (-start % _ALIGNMENT) :]]
-        number = place - 1
-        if files:
-            self._slots.open(number, files[0])
-        payload = self._slots.take(number, size)
-        with contextlib.suppress(OSError):  # whoever has gone needs no slot
-            self._socket.send(_FREED.pack(number))
+        length, where, start, size = _HEAD.unpack_from(packet)
+        stop, view = _HEAD.size + length, memoryview(packet)
+        header = view[_HEAD.size : stop]
+        if where == _HERE:
+            return [header, view[stop + (-stop % _ALIGNMENT) :]]
+        if where == _SHARED_FIRST and self._memory is None and files:
+            self._memory = Incoming(files[0])
+        elif where != _SHARED or self._memory is None:
+            raise ValueError("a file that was not announced, or none that was, or a second one")
+        payload = self._memory.take(start, size)
+        with contextlib.suppress(OSError):  # whoever has gone needs no place
+            self._socket.send(_FREED.pack(start))
         return [header, payload]
 
     def close(self) -> None:
         self._socket.close()
-        self._slots.close()
+        if self._memory is not None:
+            self._memory.close()
 
 
 class HaloListener:
@@ -114,10 +120,10 @@ class HaloListener:
         self.peers: list[HaloPeer] = []
 
     def accept(self) -> HaloPeer | None:
-        """Take one waiting connection; ``None`` if it is another user's."""
+        """Take one waiting connection; ``None`` if it is another user's, or this process may open no more files."""
         try:
             connected, _ = self.listener.accept()
-        except (BlockingIOError, InterruptedError):
+        except OSError:
             return None
         if _user_of(connected) != os.getuid():
             connected.close()
@@ -143,7 +149,10 @@ class HaloLink:
     """Sends packets to one peer."""
 
     def __init__(self, address: str) -> None:
-        self._socket, self._slots = _packet_socket(), Outgoing()
+        self._socket = _packet_socket()
+        self._memory: Outgoing | None = None
+        self._is_known = False
+        """Whether the peer has the memory's file."""
         self._socket.setblocking(True)
         self._socket.settimeout(5.0)
         try:
@@ -156,52 +165,59 @@ class HaloLink:
         self._socket.setblocking(False)
 
     def send(self, header: Buffer, payload: Buffer) -> bool:
-        """Send one piece; ``False`` where the buffer is full or there is no memory, and nothing was sent."""
+        """Send one piece; ``False`` where the buffer is full or there is no memory, and nothing was sent.
+
+        Other errors, ``OSError``, say that the peer has gone.
+        """
         start = _HEAD.size + len(header)
         gap = -start % _ALIGNMENT
         if start + gap + len(payload) > MOST_BYTES:
-            return self._send_by_slot(header, payload)
+            return self._send_shared(header, payload)
         try:
-            self._socket.sendmsg([_HEAD.pack(len(header), 0, 0), header, bytes(gap), payload])
+            self._socket.sendmsg([_HEAD.pack(len(header), _HERE, 0, 0), header, bytes(gap), payload])
         except (BlockingIOError, InterruptedError):
             return False
         return True
 
-    def _send_by_slot(self, header: Buffer, payload: Buffer) -> bool:
-        self._hear()
-        try:
-            found = self._slots.put(payload)
-        except OSError:
+    def _send_shared(self, header: Buffer, payload: Buffer) -> bool:
+        start = self._put(payload)
+        if self._memory is None or start is None:
             return False
-        if found is None:
-            return False
-        number, file = found
-        packet = [_HEAD.pack(len(header), number + 1, len(payload)), header]
+        where = _SHARED if self._is_known else _SHARED_FIRST
+        packet = [_HEAD.pack(len(header), where, start, len(payload)), header]
         try:
-            if file is None:
+            if self._is_known:
                 self._socket.sendmsg(packet)
             else:
-                socket.send_fds(self._socket, packet, [file])
+                socket.send_fds(self._socket, packet, [self._memory.file])
         except (BlockingIOError, InterruptedError):
-            if file is None:
-                self._slots.freed(number)
-            else:
-                self._slots.forget(number)
+            self._memory.freed(start)
             return False
-        finally:
-            if file is not None:
-                os.close(file)
+        self._is_known = True
         return True
 
-    def _hear(self) -> None:
-        """Which slots the peer has read."""
+    def _put(self, payload: Buffer) -> int | None:
+        """Where in shared memory it lies now; ``None`` where there is no room."""
+        try:
+            if self._memory is None:
+                self._memory = Outgoing()
+            self._hear(self._memory)
+            return self._memory.put(payload)
+        except (OSError, ValueError) as error:
+            if isinstance(error, ConnectionError):
+                raise
+            return None
+
+    def _hear(self, memory: Outgoing) -> None:
+        """Which places the peer has read."""
         with contextlib.suppress(BlockingIOError, InterruptedError):
             while len(said := self._socket.recv(_FREED.size)) == _FREED.size:
-                self._slots.freed(*_FREED.unpack(said))
+                memory.freed(*_FREED.unpack(said))
 
     def close(self) -> None:
         self._socket.close()
-        self._slots.close()
+        if self._memory is not None:
+            self._memory.close()
 
 
 def _user_of(connected: socket.socket) -> int:

@@ -78,8 +78,7 @@ class PeerLinks:
     def send(self, target: int, piece: Piece) -> None:
         """Send without waiting for the peer to read. ``zmq.ZMQError`` where no link stands in time."""
         header, payload = encode(piece)
-        halo = self._halos.get(target)
-        if halo is not None and halo.send(header, payload):
+        if self._send_short(target, header, payload):
             return
         socket = self._sockets[target]
         socket.send(header, zmq.SNDMORE)
@@ -87,11 +86,18 @@ class PeerLinks:
 
     def send_home(self, piece: Piece) -> bool:
         """Send to a coordinator on this machine; ``False`` where there is no short way, or it is full."""
-        halo = self._halos.get(HOME)
+        return HOME in self._halos and self._send_short(HOME, *encode(piece))
+
+    def _send_short(self, target: int, header: Buffer, payload: Buffer) -> bool:
+        halo = self._halos.get(target)
         if halo is None:
             return False
-        header, payload = encode(piece)
-        return halo.send(header, payload)
+        try:
+            return halo.send(header, payload)
+        except OSError as error:
+            log.info("the Unix socket to participant %d has ended (%s): its pieces take TCP", target, error)
+            self._halos.pop(target).close()
+            return False
 
     def close(self) -> None:
         """Drop all links and what has not been sent."""

@@ -61,7 +61,7 @@ class Teacher:
     def fit(self, small: nn.Module, edit: Narrow) -> None:
         """Change the weights of ``small``, which ``edit`` made of the original, in place."""
         gone = {cut.layer: cut.outputs for cut in edit.cuts}
-        whose, known = digest_of_model(small), self._slot.load() or {}
+        whose, known = digest_of_model(small) if self._slot.keeps else "", self._slot.load() or {}
         before = iter(known["fitted"] if known.get("model") == whose else ())
         fitted: list[tuple[Tensor, Tensor | None]] = []
 
@@ -74,7 +74,8 @@ class Teacher:
                 wanted = self.outputs[call.name]
                 kept = [i for i in range(wanted.shape[1]) if i not in set(gone.get(call.name, ()))]
                 _fit(call, call.columns(picks), wanted[:, kept])
-            fitted.append((call.weight.clone(), None if call.bias is None else call.bias.clone()))
+            if self._slot.keeps:
+                fitted.append((call.weight.clone(), None if call.bias is None else call.bias.clone()))
             if self._slot.due:
                 self._slot.save({"model": whose, "fitted": fitted})
             return call.run()

@@ -89,6 +89,8 @@ def _smallest(model: nn.Module, task: Task, narrow: NarrowBy) -> Outcome:
     last = _load(slot, model, task)
     while (further := _further(last, start, task, narrow, slot)) is not None:
         last = further
+    if not last.trials:  # no time to look for what could go, or nothing that could
+        return _trained(model, task)
     held = sum(trial.held for trial in last.trials)
     return Outcome(
         model=last.held.model,
@@ -128,22 +130,32 @@ def _after_training(network: Network, trained: Trained) -> Network:
 
 
 def _cut(search: Search, start: int, task: Task, narrow: NarrowBy) -> Search | None:
-    """With the next network to be tried; ``None`` where there is none, or no time."""
-    macs, left_s = next_macs(start, search.trials), task.budget.left_s
-    if macs is None or left_s <= 0:
+    """With the next network to be tried; ``None`` where there is none, or no time.
+
+    Narrowing has a share of the time by itself, so that it leaves the training that follows its own.
+    """
+    macs, budget = next_macs(start, search.trials), task.budget
+    if macs is None or budget.left_s <= 0:
         return None
-    until_s = None if task.budget.seconds is None else task.budget.used_s + share_of(left_s, search.trials)
     if task.judge is not None and task.judge(search.held.model).value < task.least_score:
         # What came in does not score enough: it is trained as it is, and cut further only if that helps.
-        return None if search.trials else replace(search, tried=search.held, until_s=until_s)
+        return None if search.trials else _timed(replace(search, tried=search.held), budget)
     try:
-        outcome = narrow(search.held.model, task, macs)
+        within = replace(task, budget=budget.part(share_of(budget.left_s, search.trials)))
+        outcome = narrow(search.held.model, within, macs)
     except CompactionError:  # nothing that narrow is left to be had
         return None
     if _macs(outcome.model, task) >= _macs(search.held.model, task):
         return None
     tried = replace(search.held, model=outcome.model, edits=(*search.held.edits, *outcome.edits))
-    return replace(search, tried=tried, until_s=until_s)
+    return _timed(replace(search, tried=tried), budget)
+
+
+def _timed(search: Search, budget: Budget) -> Search:
+    """With the end of the training that begins now."""
+    if budget.seconds is None:
+        return replace(search, until_s=None)
+    return replace(search, until_s=budget.used_s + share_of(budget.left_s, search.trials))
 
 
 def _distilled(model: nn.Module, task: Task, budget: Budget, slot: Slot) -> Trained | None:

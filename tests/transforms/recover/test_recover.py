@@ -18,6 +18,7 @@ from edgedi.transforms.compact import compact
 from edgedi.transforms.exact.simplify import simplify
 from edgedi.transforms.measure import measured
 from edgedi.transforms.recover import recover as module
+from edgedi.transforms.recover.distil import Trained
 from edgedi.transforms.recover.recover import recover
 from edgedi.transforms.recover.search import MOST_TRIALS, Trial, next_macs, share_of
 from edgedi.transforms.score import Score
@@ -207,6 +208,39 @@ def test_the_budget_is_met(folded: nn.Module, task_of: Callable[..., Task]):
     outcome = recover(folded, task, narrow_to)
     assert outcome.model[0].out_channels == 5
     assert 0.8 * 240 <= clock.now_s - started_s <= 1.1 * 240
+
+
+def test_a_training_has_its_time_however_long_narrowing_took(
+    folded: nn.Module, task_of: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
+):
+    """Of 240 seconds narrowing takes 10 each time, and is told how many it should."""
+    clock, given, trainings = Clock(), list[float](), list[float]()
+
+    def slowly(model: nn.Module, task: Task, macs: int) -> Outcome:
+        given.append(task.budget.left_s)
+        clock.now_s += 10.0
+        return narrow_to(model, task, macs)
+
+    def trained_by(student: nn.Module, *_: object, budget: Budget, **__: object) -> Trained:
+        trainings.append(budget.left_s)
+        clock.now_s += budget.left_s
+        return Trained(model=student, num_steps=1)
+
+    monkeypatch.setattr(module, "distil", trained_by)
+    recover(folded, task_of(judge=by_width(5), least_score=1.0, budget=Budget(240.0, clock)), slowly)
+    assert given[0] == pytest.approx(40.0)
+    assert trainings[0] == pytest.approx(230 / 6)
+    assert all(seconds > 30.0 for seconds in trainings)
+    assert 10.0 * len(given) + sum(trainings) <= 240.0
+
+
+def test_without_time_to_narrow_the_network_is_trained_as_it_is(folded: nn.Module, task_of: Callable[..., Task]):
+    def never(model: nn.Module, task: Task, macs: int) -> Outcome:
+        raise CompactionError("no time")
+
+    outcome = recover(folded, task_of(least_score=0.5), never)
+    assert (outcome.edits, outcome.num_steps) == ((), 20)
+    assert outcome.model is not folded
 
 
 @pytest.mark.parametrize(

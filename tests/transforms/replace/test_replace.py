@@ -92,6 +92,7 @@ def test_all_layers_that_pay_are_replaced(model: nn.Module):
     assert not any(module.training for module in outcome.model.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert outcome.note.startswith("blocks for ")
+    assert outcome.num_steps == 7
 
 
 def test_the_answers_before_training_are_near_those_of_the_layers(model: nn.Module):
