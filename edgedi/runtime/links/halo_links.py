@@ -203,9 +203,9 @@ class HaloLink:
                 self._memory = Outgoing()
             self._hear(self._memory)
             return self._memory.put(payload)
-        except (OSError, ValueError) as error:
-            if isinstance(error, ConnectionError):
-                raise
+        except ConnectionError:  # the peer has gone
+            raise
+        except OSError:
             return None
 
     def _hear(self, memory: Outgoing) -> None:
