@@ -125,8 +125,8 @@ def test_the_coordinator_forgets_a_short_way_that_has_ended(
 
 def test_a_worker_of_this_process_gets_a_payload_as_one_frame(context: zmq.Context[zmq.Socket[bytes]]) -> None:
     router = context.socket(zmq.ROUTER)
-    router.bind("inproc://home")
-    link = WorkerLink(context, parse_worker_address("127.0.0.1:1"), None, now_s=0.0, inside="inproc://home")
+    router.bind("inproc://inside")
+    link = WorkerLink(context, parse_worker_address("127.0.0.1:1"), None, now_s=0.0, inside="inproc://inside")
     assert link.send([b"header", bytes(3 * FRAME_BYTES)])
     assert [len(frame) for frame in router.recv_multipart()[1:]] == [6, 3 * FRAME_BYTES]
     link.lose(WorkerLost("over", worker=""))
