@@ -135,18 +135,8 @@ def reached(case: Case, rows: Sequence[Row]) -> bool:
 def table_of(rows: Sequence[Row]) -> Table:
     """A line for each run."""
     table = Table(box=box.SIMPLE_HEAD)
-    for column in (
-        "network",
-        "run",
-        "MACs",
-        "exact alone",
-        "parameters",
-        "before",
-        "control",
-        "after",
-        "steps",
-        "seconds",
-    ):
+    columns = "network", "run", "MACs", "exact alone", "parameters", "before", "control", "after", "steps", "seconds"
+    for column in columns:
         table.add_column(column, justify="left" if column == "network" else "right")
     for row in rows:
         table.add_row(

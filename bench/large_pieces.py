@@ -22,11 +22,12 @@ from rich.console import Console
 from rich.table import Table
 
 from edgedi.runtime.links.halo_links import HaloLink, HaloListener, supported
+from edgedi.runtime.wire.payloads import Buffer
 
 SIZES_BYTES = (200_000, 600_000, 1_600_000, 6_000_000)
 ROUNDS, WARM = 300, 20
 
-Pass = Callable[[bytes], bytearray | bytes]
+Pass = Callable[[bytes], Buffer]
 """A piece from one end to the other."""
 
 
@@ -38,12 +39,12 @@ def used_again() -> Iterator[Pass]:
     peer = listener.accept()
     assert peer is not None
 
-    def passed(payload: bytes) -> bytearray | bytes:
+    def passed(payload: bytes) -> Buffer:
         if not link.send(b"header", payload):
             raise RuntimeError(f"a piece of {len(payload)} bytes is not sent")
         frames = peer.receive()
         assert frames
-        return bytes(frames[1]) if not isinstance(frames[1], bytearray) else frames[1]
+        return frames[1]
 
     try:
         yield passed

@@ -1,7 +1,7 @@
 """Memory of two processes of one machine: the sender copies a piece in, the receiver copies it out, again and again.
 
-A new memory file for each piece is simpler, but then the kernel finds and clears its pages each time: for 1.6 MB that
-took 0.5 ms, and 4.7 ms in hours when a virtual machine gave freed pages back to its host (``bench/large_pieces.py``).
+A new memory file for each piece is simpler, but then the kernel finds and clears its pages each time, which takes
+several times as long as both copies (``bench/large_pieces.py`` says how long here).
 
 One file for each link and direction. It is sealed against growing and shrinking, and a receiver insists on that: a file
 that shrinks under a reader kills the reader. What is in it may still change, so nothing is read twice.
