@@ -6,7 +6,6 @@ Tables go to standard output, progress and errors to standard error.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING
 from edgedi.bench.settings import DEFAULT_ROUNDS, DEFAULT_STREAM, ENGINE_NAMES, Settings
 from edgedi.bench.testbed.spec import Spec
 from edgedi.bench.testbed.specs import find_spec, ready_specs
-from edgedi.cli.options import interrupt, names, positive, shapes
+from edgedi.cli.ending import INTERRUPTED, ended_by_signals
+from edgedi.cli.options import names, positive, shapes
 from edgedi.errors import EdgediError
 from edgedi.partition.planners.by_name import planners
 from edgedi.partition.throughput.throughput import OBJECTIVES
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from edgedi.bench.progress import Teller
 
-DIFFERENT, WRONG_USE, INTERRUPTED = 1, 2, 130
+DIFFERENT, WRONG_USE = 1, 2
 _NOT_FOR_DEMO = (
     "input", "local", "workers", "planners", "objective", "against", "repeat", "threads", "key", "counts", "html",
     "share", "testbed",
@@ -80,21 +80,23 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; return an exit code, see ``parser``."""
     arguments = _read(argv)
-    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        _check_writable(arguments.json)
-        _check_writable(arguments.html)
-        if arguments.demo:
-            return _demo(arguments)
-        return _stream(arguments) if arguments.objective == "throughput" else _compare(arguments)
+        with ended_by_signals():
+            return _run(arguments)
     except KeyboardInterrupt:
         print("edgedi-bench: interrupted", file=sys.stderr)
         return INTERRUPTED
     except (EdgediError, ValueError, TypeError, OSError) as error:
         print(f"edgedi-bench: {error}", file=sys.stderr)
         return WRONG_USE
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    _check_writable(arguments.json)
+    _check_writable(arguments.html)
+    if arguments.demo:
+        return _demo(arguments)
+    return _stream(arguments) if arguments.objective == "throughput" else _compare(arguments)
 
 
 def _read(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import argparse
 import math
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgedi.bench.words import like
-from edgedi.cli.options import interrupt, shapes
+from edgedi.cli.ending import INTERRUPTED, ended_by_signals
+from edgedi.cli.options import shapes
 from edgedi.errors import EdgediError
 from edgedi.runtime.version import software_version
 
-WRONG_USE, INTERRUPTED = 2, 130
+WRONG_USE = 2
 DATA = ("calibration", "train", "validate")
 """What --data may give, besides ``BESIDES``: at least one of these."""
 BESIDES = ("metric", "loss", "example_inputs")
@@ -67,17 +67,15 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; return an exit code, see ``parser``."""
     arguments = _read(argv)
-    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        return _compact(arguments)
+        with ended_by_signals():
+            return _compact(arguments)
     except KeyboardInterrupt:
         print("edgedi-compact: interrupted", file=sys.stderr)
         return INTERRUPTED
     except (EdgediError, ValueError, TypeError, OSError) as error:
         print(f"edgedi-compact: {error}", file=sys.stderr)
         return WRONG_USE
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _read(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -1,15 +1,9 @@
-"""What the command lines share: how options are read, and how a run is ended from outside."""
+"""How the command lines read their options."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from types import FrameType
-
-
-def interrupt(_number: int, _frame: FrameType | None) -> None:
-    """A handler that makes a signal do what Ctrl-C does."""
-    raise KeyboardInterrupt
 
 
 def positive(text: str) -> int:

@@ -174,9 +174,11 @@ def test_a_lost_worker_drops_its_replica_and_the_other_is_not_planned_anew() -> 
         with distribute(model, x, started.addresses, profile=EQUAL, objective="throughput") as session:
             require_in_order(session, model, 4)
             kept = session._plans.latest().deployments[0]
-            os.kill(started.process_ids[1], signal.SIGSTOP)
-            futures = [session.submit(x) for _ in range(2)]  # one of them at the worker that has stopped
+            for process in started.process_ids:  # nobody answers the first one before the second is dealt
+                os.kill(process, signal.SIGSTOP)
+            futures = [session.submit(x) for _ in range(2)]  # one of them at the worker that is to die
             os.kill(started.process_ids[1], signal.SIGKILL)
+            os.kill(started.process_ids[0], signal.SIGCONT)
             for future in futures:
                 assert relative_difference(future.result(30), own(model, x)) <= TOLERANCE
             assert session.statistics().local_answers == 1
