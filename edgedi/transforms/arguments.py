@@ -98,8 +98,10 @@ def share_of(target: Any, steps: Sequence[str]) -> float | None:
     share = target["macs"]
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
         raise ValueError(f"target['macs'] is {share!r}; give a share of the original's, more than 0 and at most 1")
-    if "prune" not in steps:
-        raise ValueError("target needs the step 'prune', which changes widths: pass calibration=... or train=...")
+    if not {"prune", "scar"} & set(steps):
+        raise ValueError(
+            "target needs the step 'prune' or 'scar', which make layers smaller: pass calibration=... or train=..."
+        )
     return float(share)
 
 

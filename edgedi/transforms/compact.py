@@ -79,7 +79,8 @@ def compact(
       their weights' sums, without a fit, as long as ``validate`` allows.
     * "scar" puts SCAR blocks in the place of wide convolutions, where they cost less: each is fitted to its layer, then
       the network is trained, and as many stay as the metric allows. ``scar_ratio`` is that of a block's outputs to what
-      is inside, 4 or 8, or "auto" for each its own. Needs ``train``, and ``validate`` to tell. Linear heads stay.
+      is inside, 4 or 8, or "auto" for each its own. Needs ``train``, and ``validate`` to tell. With ``target``, and
+      without "prune", those stay that the target needs, whatever they score. Linear heads stay.
     * "recover" trains what the other steps made towards the original's answers. It needs ``train``. With "prune" among
       the steps, a judge and no ``target`` it narrows further and trains again, and takes the smallest that scores
       enough; else it trains the network as it is for what is left of ``budget_s``.
@@ -125,7 +126,10 @@ def compact(
         "prices": dict(task.prices),
     }  # fmt: skip
     store = store_of(checkpoint, model, arguments, settings, task.validate)
-    task = replace(task, budget=Budget(budget_s, used_s=budget.used_s + store.used_s()), narrows="prune" in chosen)
+    task = replace(
+        task, budget=Budget(budget_s, used_s=budget.used_s + store.used_s()),
+        narrows="prune" in chosen, recovers="recover" in chosen,
+    )  # fmt: skip
     small, done = _carried_out(chosen, task, store, size, expected)
     small = copy.deepcopy(model) if small is model else small
     small.compaction = Compaction(

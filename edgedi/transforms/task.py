@@ -99,6 +99,8 @@ class Task:
     seed: int = 0
     narrows: bool = False
     """Whether "recover" may narrow layers further: where "prune" is among the steps."""
+    recovers: bool = False
+    """Whether "recover" is among the steps, which trains what the others made."""
     store: Store = NOWHERE
     """Where a step may keep what it has so far, in slots of its own."""
 

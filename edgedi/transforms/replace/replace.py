@@ -16,7 +16,6 @@ from edgedi.transforms.recover.distil import Trained, distil
 from edgedi.transforms.replace.block import Replace, stand_in
 from edgedi.transforms.replace.candidates import RATIOS, Candidate, Option, candidates, in_order, ratios_of, saved_by
 from edgedi.transforms.replace.fits import Fits, fit_all, fits_of, options_of, plain_of, with_blocks
-from edgedi.transforms.score import Judge
 from edgedi.transforms.store import Slot
 from edgedi.transforms.task import Budget, Outcome, Point, Task
 
@@ -49,30 +48,53 @@ def replace_layers(model: nn.Module, task: Task, train: Train) -> Outcome:
     """Blocks fitted one by one, put in as many as pay, trained together towards the original's answers.
 
     All that pay first; where the score does not hold, the first half of them, and so on: see ``in_order``. With a
-    target, no more than are needed for it.
+    target, those that it needs, whatever they score. ``CompactionError`` where it cannot be reached.
     """
-    if task.judge is None:
+    if task.target_macs is None and task.judge is None:
         return Outcome(model=model, note="left alone: nothing says whether the score holds; pass validate=...")
-    macs = _macs(model, task)
-    if task.target_macs is not None and macs <= task.target_macs:
+    less = None if task.target_macs is None else _macs(model, task) - task.target_macs
+    if less is not None and less <= 0:
         return Outcome(model=model)
     ratios = RATIOS if task.scar_ratio is None else (task.scar_ratio,)
     found = _that_run(model, candidates(trace(model, task.arguments), ratios), task.arguments)
+    if less is not None:
+        _check_reachable(found, less, task)
     if not found:
         return Outcome(model=model, note="left alone: no convolution costs less as a SCAR block")
     slot = task.store.slot("replace")
     progress = _load(slot, model)
-    fits = fit_all(model, found, task, progress.fits, lambda some: _save(slot, replace(progress, fits=some)))
-    order: Sequence[Option] = in_order(options_of(found, fits), task.prices)
-    if task.target_macs is not None:
-        order = _enough(order, macs - task.target_macs)
-    return _largest_that_holds(model, order, replace(progress, fits=fits), task, task.judge, train)
+    in_time = task if less is None else replace(task, budget=Budget(None))  # a target is to be reached, however long
+    fits = fit_all(model, found, in_time, progress.fits, lambda some: _save(slot, replace(progress, fits=some)))
+    order, progress = in_order(options_of(found, fits), task.prices), replace(progress, fits=fits)
+    if less is not None:
+        return _asked_for(model, ratios_of(_enough(order, less)), progress, task, train)
+    return _largest_that_holds(model, order, progress, task, train)
+
+
+def _check_reachable(found: Sequence[Candidate], less: int, task: Task) -> None:
+    most = sum(max(candidate.saved.values()) for candidate in found)
+    if most < less:
+        assert task.target_macs is not None
+        raise CompactionError(
+            f"target is {task.target_macs:,} MACs, and with SCAR blocks for the {len(found)} layers that cost less as "
+            f"one the network has {task.target_macs + less - most:,}"
+        )
+
+
+def _asked_for(model: nn.Module, ratios: Mapping[str, int], progress: Progress, task: Task, train: Train) -> Outcome:
+    """With these blocks, whatever they score. The one training is that of "recover", or here where that is no step."""
+    trained = Trained(model=with_blocks(model, ratios, progress.fits))
+    if not task.recovers:
+        trained = _trained(trained.model, task, progress, train, "replace-target")
+    note, edits = _note(ratios, progress.fits), (Replace(ratios=ratios),)
+    return Outcome(model=trained.model, edits=edits, num_steps=trained.num_steps, note=note)
 
 
 def _largest_that_holds(
-    model: nn.Module, order: Sequence[Option], progress: Progress, task: Task, judge: Judge, train: Train
+    model: nn.Module, order: Sequence[Option], progress: Progress, task: Task, train: Train
 ) -> Outcome:
-    slot = task.store.slot("replace")
+    slot, judge = task.store.slot("replace"), task.judge
+    assert judge is not None
     for count in list(_halves(len(order)))[len(progress.tried) :]:
         progress = _timed(progress, task, slot)
         if progress.until_s is not None and progress.until_s <= task.budget.used_s:

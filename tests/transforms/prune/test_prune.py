@@ -350,7 +350,7 @@ def test_a_model_whose_widths_cannot_change_says_so_and_comes_back_simplified():
         ({"method": "l1"}, ValueError, "method='l1' drops filters until validation falls: pass validate=..."),
         ({"target": 0.5}, ValueError, r'target is 0.5; give \{"macs": 0.5\}'),
         ({"target": {"macs": 0}}, ValueError, r"target\['macs'\] is 0; give a share"),
-        ({"target": {"macs": 0.5}, "steps": ("simplify",)}, ValueError, "target needs the step 'prune'"),
+        ({"target": {"macs": 0.5}, "steps": ("simplify",)}, ValueError, "target needs the step 'prune' or 'scar'"),
         ({"steps": ("prune",), "calibration": None}, ValueError, "the step 'prune' needs data: pass calibration=..."),
     ],
 )

@@ -179,8 +179,50 @@ def test_nothing_is_replaced_where_it_costs_more():
 def test_with_a_target_no_more_is_replaced_than_it_needs(model: nn.Module):
     macs = measured(model, (images(1),))[2].macs
     assert len(replaced(replace_layers(model, task_of(model, target_macs=macs - 1), untrained))) == 1
-    assert len(replaced(replace_layers(model, task_of(model, target_macs=1), untrained))) == 2
+    both = _macs_of(replace_layers(model, task_of(model), untrained).model)
+    assert len(replaced(replace_layers(model, task_of(model, target_macs=both), untrained))) == 2
     assert replace_layers(model, task_of(model, target_macs=macs), untrained).model is model
+
+
+def _macs_of(model: nn.Module) -> int:
+    return measured(model, (images(1),))[2].macs
+
+
+def test_a_target_is_reached_whatever_that_scores(model: nn.Module):
+    """Without a judge too; trained for all the time that there is, but only where "recover" does not do that."""
+    seen: list[float] = []
+
+    def train(student: nn.Module, task: Task, budget: Budget, slot: Slot) -> Trained:
+        seen.append(budget.left_s)
+        return Trained(model=student, num_steps=7)
+
+    options = {"target_macs": _macs_of(model) - 1, "budget": Budget(50, lambda: 0.0), "least_score": 0.9}
+    for judge in (judge_of({1: 0.1}), None):
+        outcome = replace_layers(model, task_of(model, judge=judge, **options), train)
+        assert len(replaced(outcome)) == 1
+        assert list(outcome.edits[0].ratios) == replaced(outcome)
+        assert outcome.num_steps == 7
+        assert outcome.note.startswith("blocks for ")
+    assert seen == [50.0, 50.0]
+    outcome = replace_layers(model, task_of(model, recovers=True, **options), train)
+    assert (len(replaced(outcome)), outcome.num_steps, len(seen)) == (1, 0, 2)
+
+
+def test_a_target_that_cannot_be_reached_is_refused_before_anything_is_fitted(model: nn.Module):
+    lines: list[str] = []
+    least = _macs_of(replace_layers(model, task_of(model), untrained).model)
+    expected = f"target is {least - 1:,} MACs, and with SCAR blocks for the 2 layers .* the network has {least:,}$"
+    with pytest.raises(CompactionError, match=expected):
+        replace_layers(model, task_of(model, target_macs=least - 1, say=lines.append), untrained)
+    assert lines == []
+
+
+def test_fits_for_a_target_take_the_time_that_they_need(model: nn.Module, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("edgedi.transforms.replace.fits.AT_ONCE", 1)
+    both = _macs_of(replace_layers(model, task_of(model), untrained).model)
+    seconds = iter([0.0, *[100.0] * 99])
+    task = task_of(model, target_macs=both, budget=Budget(50, lambda: next(seconds)))
+    assert replaced(replace_layers(model, task, untrained)) == ["wide", "deep"]
 
 
 def test_without_time_left_nothing_is_trained(model: nn.Module):
