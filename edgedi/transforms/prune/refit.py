@@ -1,13 +1,16 @@
 """A narrower network's weights fitted anew, layer by layer in the order they run, to what the original's layers make.
 
 Each layer is fitted on what the *narrower* network gives it, so that errors of earlier layers are made up for and do
-not pile up (as in He, Zhang and Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", 2017). The fit is
-the one nearest to the weights that are there: ridge regression of the difference, in float64.
+not pile up (as in He, Zhang and Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", 2017). As there, a
+layer whose output is added to a shortcut is fitted to what is then missing of the original's sum, errors of the
+shortcut included. The fit is the one nearest to the weights that are there: ridge regression of the difference, in
+float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from torch.utils import _pytree as pytree
 from edgedi.transforms.data import Batch
 from edgedi.transforms.prune.cut import CONVOLUTIONS, Narrow
 from edgedi.transforms.prune.moments import samples_for
+from edgedi.transforms.prune.sums import Shortcut, shortcuts_of
 from edgedi.transforms.prune.watch import Call, Watch
 from edgedi.transforms.store import NO_SLOT, Slot, digest_of_model
 
@@ -38,7 +42,10 @@ def together(batches: Sequence[Batch]) -> tuple[Any, ...]:
 
 
 class Teacher:
-    """What the original's layers make of the inputs, at the positions that a fit looks at; kept for many fits."""
+    """What the original's layers make of the inputs, at the positions that a fit looks at; kept for many fits.
+
+    Of a layer whose output is added to a shortcut: what the sum is.
+    """
 
     @torch.no_grad()
     def __init__(self, original: nn.Module, arguments: tuple[Any, ...], seed: int, slot: Slot = NO_SLOT) -> None:
@@ -47,15 +54,20 @@ class Teacher:
         self.outputs: dict[str, Tensor] = {}
         self.samples: dict[str, int] = {}
         arguments = _fewer(original, arguments)
-        with Watch(original, _fitted(original), self._keep):
+        self._shortcuts = shortcuts_of(original, arguments)
+        aside = _Aside(self._shortcuts)
+
+        def keep(call: Call) -> Tensor:
+            output = call.run()
+            self.samples[call.name] = samples_for(call.weight[0].numel())
+            picks = call.picks(seed, self.samples[call.name])
+            self.outputs[call.name] = call.made(output, picks) + aside.at(call, picks)
+            aside.put(call, output)
+            return output
+
+        with Watch(original, _fitted(original), keep):
             original(*arguments)
         self.arguments = arguments
-
-    def _keep(self, call: Call) -> Tensor:
-        output = call.run()
-        self.samples[call.name] = samples_for(call.weight[0].numel())
-        self.outputs[call.name] = call.made(output, call.picks(self.seed, self.samples[call.name]))
-        return output
 
     @torch.no_grad()
     def fit(self, small: nn.Module, edit: Narrow) -> None:
@@ -64,24 +76,51 @@ class Teacher:
         whose, known = digest_of_model(small) if self._slot.keeps else "", self._slot.load() or {}
         before = iter(known["fitted"] if known.get("model") == whose else ())
         fitted: list[tuple[Tensor, Tensor | None]] = []
+        aside = _Aside(self._shortcuts)
 
         def see(call: Call) -> Tensor:
-            found = next(before, None)
+            picks = call.picks(self.seed, self.samples[call.name])
+            found, shortcut = next(before, None), aside.at(call, picks)
             if found is not None:
                 _set(call, *found)
             else:
-                picks = call.picks(self.seed, self.samples[call.name])
-                wanted = self.outputs[call.name]
-                kept = [i for i in range(wanted.shape[1]) if i not in set(gone.get(call.name, ()))]
-                _fit(call, call.columns(picks), wanted[:, kept])
+                wanted, lost = self.outputs[call.name], set(gone.get(call.name, ()))
+                kept = [i for i in range(wanted.shape[1]) if i not in lost]
+                _fit(call, call.columns(picks), wanted[:, kept] - shortcut)
             if self._slot.keeps:
                 fitted.append((call.weight.clone(), None if call.bias is None else call.bias.clone()))
             if self._slot.due:
                 self._slot.save({"model": whose, "fitted": fitted})
-            return call.run()
+            output = call.run()
+            aside.put(call, output)
+            return output
 
         with Watch(small, self.outputs, see):
             small(*self.arguments)
+
+
+class _Aside:
+    """Shortcuts of one run, kept from where they are seen until the layer runs that makes what they are added to."""
+
+    def __init__(self, shortcuts: Mapping[str, Shortcut]) -> None:
+        self._shortcuts, self._waiting = shortcuts, Counter(shortcuts.values())
+        self._kept: dict[Shortcut, Tensor] = {}
+
+    def at(self, call: Call, picks: Tensor) -> Tensor | float:
+        """What is added to a layer's output, at its picked positions, [picked of all inputs, outputs]; 0 if nothing."""
+        shortcut = self._shortcuts.get(call.name)
+        if shortcut is None or shortcut not in self._kept:
+            return 0.0
+        self._waiting[shortcut] -= 1
+        tensor = self._kept[shortcut] if self._waiting[shortcut] else self._kept.pop(shortcut)
+        return call.made(tensor, picks)
+
+    def put(self, call: Call, output: Tensor) -> None:
+        """A layer has run."""
+        for is_input, tensor in ((True, call.input), (False, output)):
+            shortcut = Shortcut(call.name, is_input)
+            if self._waiting[shortcut]:
+                self._kept[shortcut] = tensor
 
 
 def _fitted(model: nn.Module) -> list[str]:

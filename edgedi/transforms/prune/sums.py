@@ -1,0 +1,57 @@
+"""Residual sums: whose output is added to what an earlier layer read or made, and to nothing else's use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from edgedi.errors import CompactionError
+from edgedi.transforms.exact.traced import Traced, shape_of, trace
+from edgedi.transforms.prune.cut import CONVOLUTIONS
+
+_ADDS = frozenset({"aten.add.Tensor", "aten.add_.Tensor"})
+
+
+@dataclass(frozen=True, slots=True)
+class Shortcut:
+    """The other operand of a layer's sum: the input, or else the output, of a layer that runs before it."""
+
+    layer: str
+    is_input: bool
+
+
+def shortcuts_of(model: nn.Module, arguments: tuple[Any, ...]) -> Mapping[str, Shortcut]:
+    """By layer whose output is only added to the shortcut; none for a model that does not export."""
+    try:
+        return found_in(trace(model, arguments))
+    except CompactionError:
+        return {}
+
+
+def found_in(traced: Traced) -> Mapping[str, Shortcut]:
+    """The same, of a run that is traced already."""
+    found: dict[str, Shortcut] = {}
+    known: dict[Any, Shortcut] = {}  # of the layers before the one at hand
+    for layer in traced.layers:
+        if not isinstance(layer.module, (*CONVOLUTIONS, nn.Linear)):
+            continue
+        other = _added_to(layer.output)
+        if other in known:
+            found[layer.name] = known[other]
+        known.setdefault(layer.source, Shortcut(layer.name, is_input=True))
+        known.setdefault(layer.output, Shortcut(layer.name, is_input=False))
+    return found
+
+
+def _added_to(node: Any) -> Any:
+    """What alone a node's value is added to, once; ``None`` where it is used in any other way."""
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    if user is None or str(user.target) not in _ADDS or len(user.args) != 2 or user.kwargs:
+        return None
+    one, other = user.args
+    other = other if one is node else one
+    alike = hasattr(other, "meta") and other is not node and shape_of(other) == shape_of(node)
+    return other if alike else None
