@@ -86,10 +86,11 @@ class _Search:
                 return self._trace(path, worker, reached)
             if self._of(worker, 0, end, ALONE) <= seconds:
                 return self._trace({}, worker, 0)
-            border, began = self._furthest(worker, 0, FIRST, seconds), 0
+            border, began = 0, 0
             if reached:
-                further = self._furthest(worker, reached, MIDDLE, seconds)
-                border, began = max((further, reached), (border, 0))
+                border, began = self._furthest(worker, reached, reached, MIDDLE, seconds), reached
+            if border < end - 1 and self._of(worker, 0, border + 1, FIRST) <= seconds:
+                border, began = self._furthest(worker, 0, border + 1, FIRST, seconds), 0
             if border > reached:
                 path[border] = (worker, began)
                 reached = border
@@ -112,9 +113,9 @@ class _Search:
     def _of(self, worker: int, start: int, stop: int, role: int) -> float:
         return self._cost(worker, self._cuts[start], self._cuts[stop], role)
 
-    def _furthest(self, worker: int, start: int, role: int, seconds: float) -> int:
-        """The furthest border short of the end that ``worker`` reaches in time; ``start`` if it can take nothing."""
-        low, high = start, len(self._cuts) - 2
+    def _furthest(self, worker: int, start: int, low: int, role: int, seconds: float) -> int:
+        """The furthest border short of the end that ``worker`` reaches in time; ``low``, which it reaches, at least."""
+        high = len(self._cuts) - 2
         while low < high:
             middle = (low + high + 1) // 2
             if self._of(worker, start, middle, role) <= seconds:
