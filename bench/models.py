@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 
+import torch
 from torch import nn
 from torchvision.models import segmentation
 
 from bench.vgg_cifar import network
+from edgedi import compact as smaller
 from edgedi import load
+from edgedi.transforms.replace.block import Replace
+
+SCAR_RATIOS = {3: 4, 7: 4, 10: 4, 14: 4, 17: 4, 20: 4, 24: 4, 27: 8, 30: 8, 34: 4, 37: 8, 40: 8}
+"""By the convolution's place in VGG-16: the blocks of ``bench.compaction --only scar``, seed 0."""
 
 
 def fcn_resnet50() -> nn.Module:
@@ -19,6 +25,12 @@ def fcn_resnet50() -> nn.Module:
 def vgg16_cifar() -> nn.Module:
     """VGG-16 of CIFAR's size, weights random: what an answer takes does not hang on them."""
     return network().eval()
+
+
+def vgg16_scar() -> nn.Module:
+    """The same with SCAR blocks, weights random: for inputs of other sizes, which a saved network does not take."""
+    folded = smaller(network().eval(), torch.zeros(1, 3, 32, 32), progress=False)
+    return Replace(ratios={f"0.{place}": ratio for place, ratio in SCAR_RATIOS.items()}).apply(folded, ())
 
 
 def compact() -> nn.Module:

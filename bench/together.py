@@ -128,6 +128,13 @@ def table_of(gains: Sequence[Gain]) -> Table:
     return table
 
 
+def _tell(table: Table, path: Path) -> None:
+    """On the terminal and in a file."""
+    Console(width=160).print(table)
+    with path.open("w", encoding="utf-8") as file:
+        Console(width=160, file=file).print(table)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     made = argparse.ArgumentParser(prog="python -m bench.together", description=__doc__.splitlines()[0])
     made.add_argument("--original", required=True, metavar="NAME", help="module:callable")
@@ -157,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 testbed, *runs, original_bytes=worker_bytes(original, x, 1), split_bytes=worker_bytes(compact, x, num)
             )
         )
-        Console(width=160).print(table_of(gains))
+        _tell(table_of(gains), arguments.out / "together.txt")
     return 0 if all(gain.total > gain.num_devices for gain in gains) else 1
 
 
