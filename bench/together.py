@@ -4,8 +4,10 @@
         --testbeds pi4x2,pi4x4,pi4x2@100M,pi4x4@100M --out bench/results/FOLDER
 
 ``bench.compaction`` saves the networks that it makes. Both networks are measured by edgedi-bench on each testbed. One
-device is the fastest way there, an engine or one worker. The gain is that of the compact network on all devices over
-the original on one: the product of what compaction alone gives on one device and of what partition adds.
+device is the fastest way there, an engine or one worker. The table is kept in FOLDER/together.txt. A saved network
+takes inputs of its own size; for others there is --compact bench.models:vgg16_scar, weights random. The gain is that of
+the compact network on all devices over the original on one: the product of what compaction alone gives on one device
+and of what partition adds.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ def ended_by_signals(clock: Callable[[], float] = time.monotonic) -> Iterator[No
     """SIGINT and SIGTERM raise ``KeyboardInterrupt``, once: what follows within ``PATIENCE_S`` does nothing.
 
     After that time they raise again, for a clean-up that hangs, or an exception raised where Python ignores it. Where
-    the body was interrupted, the process is about to end and both do nothing from then on: its exit code stays what it
-    was told.
+    the body was interrupted, the process is about to end and it stays like that, so that its exit code does too. A
+    signal that whoever started the process has it ignore, as a shell does for what runs in the background, stays so.
     """
     ended_s: float | None = None
 
@@ -32,9 +32,10 @@ def ended_by_signals(clock: Callable[[], float] = time.monotonic) -> Iterator[No
         ended_s = now_s
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, end) for number in _SIGNALS}
+    heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in heeded}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler if ended_s is None else signal.SIG_IGN)
+        for number, handler in before.items() if ended_s is None else ():
+            signal.signal(number, handler)

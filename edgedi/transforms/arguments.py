@@ -100,7 +100,8 @@ def share_of(target: Any, steps: Sequence[str]) -> float | None:
         raise ValueError(f"target['macs'] is {share!r}; give a share of the original's, more than 0 and at most 1")
     if not {"prune", "scar"} & set(steps):
         raise ValueError(
-            "target needs the step 'prune' or 'scar', which make layers smaller: pass calibration=... or train=..."
+            "target needs the step 'prune' or 'scar', which make layers smaller: pass calibration=... or train=..., "
+            "and name the step if you give steps"
         )
     return float(share)
 

@@ -80,7 +80,8 @@ def compact(
     * "scar" puts SCAR blocks in the place of wide convolutions, where they cost less: each is fitted to its layer, then
       the network is trained, and as many stay as the metric allows. ``scar_ratio`` is that of a block's outputs to what
       is inside, 4 or 8, or "auto" for each its own. Needs ``train``, and ``validate`` to tell. With ``target``, and
-      without "prune", those stay that the target needs, whatever they score. Linear heads stay.
+      without "prune", those stay that the target needs, whatever they score, and nothing needs to tell. Linear heads
+      stay.
     * "recover" trains what the other steps made towards the original's answers. It needs ``train``. With "prune" among
       the steps, a judge and no ``target`` it narrows further and trains again, and takes the smallest that scores
       enough; else it trains the network as it is for what is left of ``budget_s``.
@@ -90,7 +91,8 @@ def compact(
     labels) batches in a fixed order, by which a smaller network is taken or not: ``metric`` of it may fall by
     ``tolerance`` at most. Without it a network must answer as the original does on 97 % of the calibration inputs,
     every fourth of which is kept for that. ``metric`` is "accuracy", or a callable of (model, validate) that gives more
-    for a better network. ``budget_s``: the seconds to be used, met within a tenth where there is training to do.
+    for a better network. ``budget_s``: the seconds to be used, met within a tenth where there is training to do; a
+    ``target`` is reached however long that takes.
 
     ``cost`` says where to save first: multiplications count the same everywhere ("macs"), or as long as devices were
     measured to take for them, by a ``ClusterProfile`` of this model such as ``session.profile``.
@@ -128,7 +130,7 @@ def compact(
     store = store_of(checkpoint, model, arguments, settings, task.validate)
     task = replace(
         task, budget=Budget(budget_s, used_s=budget.used_s + store.used_s()),
-        narrows="prune" in chosen, recovers="recover" in chosen,
+        narrows="prune" in chosen,
     )  # fmt: skip
     small, done = _carried_out(chosen, task, store, size, expected)
     small = copy.deepcopy(model) if small is model else small
@@ -152,7 +154,8 @@ def _carried_out(
         small, now = finished.again(copy.deepcopy(small), task.arguments), finished.step.after
     for place, name in list(enumerate(chosen))[len(done) :]:
         own = store.within(f"{place}-{name}")
-        small, finished = _run(name, small, replace(task, store=own), now, expected)
+        own_task = replace(task, store=own, recovers="recover" in chosen[place + 1 :])
+        small, finished = _run(name, small, own_task, now, expected)
         done.append(finished)
         kept.save(slot, done)
         own.clear()

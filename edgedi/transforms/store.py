@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-VERSION = 2
+VERSION = 3
 EVERY_S = 45.0
 """A computation under way is written this often: at most a minute of work is lost."""
 

@@ -100,7 +100,7 @@ class Task:
     narrows: bool = False
     """Whether "recover" may narrow layers further: where "prune" is among the steps."""
     recovers: bool = False
-    """Whether "recover" is among the steps, which trains what the others made."""
+    """Whether "recover" follows, which trains what the step at hand makes."""
     store: Store = NOWHERE
     """Where a step may keep what it has so far, in slots of its own."""
 

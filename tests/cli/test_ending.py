@@ -61,11 +61,22 @@ def test_a_cleaning_up_that_hangs_can_be_interrupted_again() -> None:
     assert cleaned == []
 
 
-def test_after_an_interrupted_body_no_signal_changes_the_end() -> None:
-    with pytest.raises(KeyboardInterrupt), ended_by_signals():
+def test_after_an_interrupted_body_no_signal_changes_the_end_for_a_while() -> None:
+    clock = Clock()
+    with pytest.raises(KeyboardInterrupt), ended_by_signals(clock):
         send(signal.SIGINT)
     for number in BOTH:
         send(number)  # would end this process, or raise
+    clock.now_s += PATIENCE_S
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGTERM)
+
+
+def test_what_a_shell_has_a_background_process_ignore_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with ended_by_signals():
+        send(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_after_a_body_that_ended_by_itself_all_is_as_before(handlers: dict[int, object]) -> None:

@@ -107,13 +107,20 @@ class _Aside:
         self._kept: dict[Shortcut, Tensor] = {}
 
     def at(self, call: Call, picks: Tensor) -> Tensor | float:
-        """What is added to a layer's output, at its picked positions, [picked of all inputs, outputs]; 0 if nothing."""
+        """What is added to a layer's output, at its picked positions, [picked of all inputs, outputs]; 0 if nothing.
+
+        In float32: half the digits would not do for a sum of which a part is looked for.
+        """
         shortcut = self._shortcuts.get(call.name)
-        if shortcut is None or shortcut not in self._kept:
+        if shortcut is None:
             return 0.0
         self._waiting[shortcut] -= 1
-        tensor = self._kept[shortcut] if self._waiting[shortcut] else self._kept.pop(shortcut)
-        return call.made(tensor, picks)
+        if shortcut == Shortcut(call.name, True):
+            return call.made(call.input, picks).float()
+        tensor = self._kept.get(shortcut)
+        if not self._waiting[shortcut]:
+            self._kept.pop(shortcut, None)
+        return 0.0 if tensor is None else call.made(tensor, picks).float()
 
     def put(self, call: Call, output: Tensor) -> None:
         """A layer has run."""

@@ -17,7 +17,7 @@ _ADDS = frozenset({"aten.add.Tensor", "aten.add_.Tensor"})
 
 @dataclass(frozen=True, slots=True)
 class Shortcut:
-    """The other operand of a layer's sum: the input, or else the output, of a layer that runs before it."""
+    """The other operand of a layer's sum: its own input, or the input or else the output of a layer before it."""
 
     layer: str
     is_input: bool
@@ -34,14 +34,14 @@ def shortcuts_of(model: nn.Module, arguments: tuple[Any, ...]) -> Mapping[str, S
 def found_in(traced: Traced) -> Mapping[str, Shortcut]:
     """The same, of a run that is traced already."""
     found: dict[str, Shortcut] = {}
-    known: dict[Any, Shortcut] = {}  # of the layers before the one at hand
+    known: dict[Any, Shortcut] = {}  # by the time that the layer at hand runs
     for layer in traced.layers:
         if not isinstance(layer.module, (*CONVOLUTIONS, nn.Linear)):
             continue
+        known.setdefault(layer.source, Shortcut(layer.name, is_input=True))
         other = _added_to(layer.output)
         if other in known:
             found[layer.name] = known[other]
-        known.setdefault(layer.source, Shortcut(layer.name, is_input=True))
         known.setdefault(layer.output, Shortcut(layer.name, is_input=False))
     return found
 

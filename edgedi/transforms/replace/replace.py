@@ -47,28 +47,30 @@ def replace_step(model: nn.Module, task: Task) -> Outcome:
 def replace_layers(model: nn.Module, task: Task, train: Train) -> Outcome:
     """Blocks fitted one by one, put in as many as pay, trained together towards the original's answers.
 
-    All that pay first; where the score does not hold, the first half of them, and so on: see ``in_order``. With a
-    target, those that it needs, whatever they score. ``CompactionError`` where it cannot be reached.
+    All that pay first, or that a target needs; where the score does not hold, the first half of them, and so on: see
+    ``in_order``. Where no other step could reach the target, those that it needs stay, whatever they score, and
+    ``CompactionError`` is raised where it cannot be reached.
     """
-    if task.target_macs is None and task.judge is None:
-        return Outcome(model=model, note="left alone: nothing says whether the score holds; pass validate=...")
     less = None if task.target_macs is None else _macs(model, task) - task.target_macs
+    is_asked = less is not None and not task.narrows
+    if task.judge is None and not is_asked:
+        return Outcome(model=model, note="left alone: nothing says whether the score holds; pass validate=...")
     if less is not None and less <= 0:
         return Outcome(model=model)
     ratios = RATIOS if task.scar_ratio is None else (task.scar_ratio,)
     found = _that_run(model, candidates(trace(model, task.arguments), ratios), task.arguments)
-    if less is not None:
+    if less is not None and is_asked:
         _check_reachable(found, less, task)
     if not found:
         return Outcome(model=model, note="left alone: no convolution costs less as a SCAR block")
     slot = task.store.slot("replace")
     progress = _load(slot, model)
-    in_time = task if less is None else replace(task, budget=Budget(None))  # a target is to be reached, however long
+    in_time = replace(task, budget=Budget(None)) if is_asked else task  # a target is to be reached, however long
     fits = fit_all(model, found, in_time, progress.fits, lambda some: _save(slot, replace(progress, fits=some)))
-    order, progress = in_order(options_of(found, fits), task.prices), replace(progress, fits=fits)
-    if less is not None:
-        return _asked_for(model, ratios_of(_enough(order, less)), progress, task, train)
-    return _largest_that_holds(model, order, progress, task, train)
+    order: Sequence[Option] = in_order(options_of(found, fits), task.prices)
+    order = order if less is None else _enough(order, less)
+    way = _asked_for if is_asked else _largest_that_holds
+    return way(model, order, replace(progress, fits=fits), task, train)
 
 
 def _check_reachable(found: Sequence[Candidate], less: int, task: Task) -> None:
@@ -81,13 +83,17 @@ def _check_reachable(found: Sequence[Candidate], less: int, task: Task) -> None:
         )
 
 
-def _asked_for(model: nn.Module, ratios: Mapping[str, int], progress: Progress, task: Task, train: Train) -> Outcome:
-    """With these blocks, whatever they score. The one training is that of "recover", or here where that is no step."""
-    trained = Trained(model=with_blocks(model, ratios, progress.fits))
-    if not task.recovers:
-        trained = _trained(trained.model, task, progress, train, "replace-target")
+def _asked_for(model: nn.Module, order: Sequence[Option], progress: Progress, task: Task, train: Train) -> Outcome:
+    """With these blocks, whatever they score. The one training is that of "recover", or here where none follows."""
+    ratios = ratios_of(order)
+    found = Trained(model=with_blocks(model, ratios, progress.fits))
+    if not task.recovers and task.budget.left_s > 0:
+        student = with_blocks(model, ratios, progress.fits)
+        trained = _trained(student, task, replace(progress, until_s=None), train, "replace-target")
+        worse = task.judge is not None and task.judge(trained.model).value < task.judge(found.model).value
+        found = found if worse else trained
     note, edits = _note(ratios, progress.fits), (Replace(ratios=ratios),)
-    return Outcome(model=trained.model, edits=edits, num_steps=trained.num_steps, note=note)
+    return Outcome(model=found.model, edits=edits, num_steps=found.num_steps, note=note)
 
 
 def _largest_that_holds(

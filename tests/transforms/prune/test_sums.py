@@ -53,6 +53,10 @@ class Block(nn.Module):
     def _twice(self, x: Tensor, y: Tensor) -> Tensor:
         return (x + y) * y
 
+    def _own(self, x: Tensor, y: Tensor) -> Tensor:
+        y = y.relu()
+        return y + self.side(y)
+
     def _doubled(self, x: Tensor, y: Tensor) -> Tensor:
         return y + y
 
@@ -70,6 +74,7 @@ def inputs(count: int) -> Tensor:
         ("plus", {"second": Shortcut("first", True)}),
         ("in_place", {"second": Shortcut("first", True)}),
         ("side", {"side": Shortcut("second", False)}),
+        ("own", {"side": Shortcut("side", True)}),
         *[(kind, {}) for kind in ("weighted", "broadcast", "twice", "doubled", "changed")],
     ],
 )
@@ -126,6 +131,7 @@ def fitted(kind: str, x: Tensor) -> tuple[nn.Module, nn.Module]:
 
 @pytest.mark.parametrize(("kind", "layer", "shortcut"), [
     ("plus", "second", ("first", 0)), ("in_place", "second", ("first", 0)), ("side", "side", ("second", 1)),
+    ("own", "side", ("side", 0)),
 ])  # fmt: skip
 def test_it_is_fitted_to_what_is_missing_of_the_sum(kind: str, layer: str, shortcut: tuple[str, int]) -> None:
     """As least squares of all positions have it: what is left of the sum's error is as little as can be."""
@@ -155,6 +161,23 @@ def test_the_sum_is_nearer_than_without(monkeypatch: pytest.MonkeyPatch) -> None
     assert with_shortcuts < 0.98 * off()
 
 
+def test_sums_of_half_precision_are_taken_in_full() -> None:
+    """A shortcut many times the branch: of their sum, bfloat16 keeps few digits of what is to be fitted."""
+    x = inputs(40).bfloat16()
+    original = Block("plus").eval()
+    with torch.no_grad():
+        original.hidden.bias += 100.0
+        original.first.bias -= 100.0 * original.first.weight.sum((1, 2, 3))
+    original = original.bfloat16()
+    teacher = Teacher(original, (x,), 0)
+    call_sums = teacher.outputs["second"]
+    branch, shortcut = maps_of(original, "second", x)[1], maps_of(original, "first", x)[0]
+    expected = (branch.float() + shortcut.float()).flatten(2).transpose(1, 2).flatten(0, 1)
+    assert call_sums.dtype == torch.float32
+    assert torch.equal(call_sums, expected)
+    assert not torch.equal(call_sums, (branch + shortcut).float().flatten(2).transpose(1, 2).flatten(0, 1))
+
+
 def test_no_shortcut_is_kept_longer_than_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[refit._Aside] = []
 
@@ -165,4 +188,5 @@ def test_no_shortcut_is_kept_longer_than_it_is_needed(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(refit, "_Aside", Seen)
     fitted("plus", inputs(8))
-    assert [aside._kept for aside in made] == [{}, {}]
+    fitted("own", inputs(8))
+    assert [aside._kept for aside in made] == [{}, {}, {}, {}]

@@ -206,6 +206,30 @@ def test_a_target_is_reached_whatever_that_scores(model: nn.Module):
     assert seen == [50.0, 50.0]
     outcome = replace_layers(model, task_of(model, recovers=True, **options), train)
     assert (len(replaced(outcome)), outcome.num_steps, len(seen)) == (1, 0, 2)
+    late = {**options, "budget": Budget(50, lambda: 0.0, used_s=50.0)}
+    assert replace_layers(model, task_of(model, **late), train).num_steps == 0
+
+
+def test_a_training_that_makes_it_worse_is_not_kept(model: nn.Module):
+    def spoil(student: nn.Module, task: Task, budget: Budget, slot: Slot) -> Trained:
+        for parameter in student.parameters():
+            parameter.data.zero_()
+        return Trained(model=student, num_steps=7)
+
+    def judge(model: nn.Module) -> Score:
+        return Score(value=float(sum(float(parameter.detach().abs().sum()) for parameter in model.parameters())))
+
+    outcome = replace_layers(model, task_of(model, target_macs=_macs_of(model) - 1, judge=judge), spoil)
+    assert outcome.num_steps == 0
+    assert judge(outcome.model).value > 0
+
+
+def test_a_target_that_narrowing_missed_is_no_reason_to_lose_score(model: nn.Module):
+    """With "prune" among the steps blocks are put in as far as the score holds, target or not."""
+    options = {"target_macs": 1, "narrows": True, "least_score": 0.9}
+    assert replace_layers(model, task_of(model, judge=None, **options), untrained).model is model
+    outcome = replace_layers(model, task_of(model, judge=judge_of({2: 0.7, 1: 0.9}), **options), untrained)
+    assert len(replaced(outcome)) == 1
 
 
 def test_a_target_that_cannot_be_reached_is_refused_before_anything_is_fitted(model: nn.Module):
