@@ -1,4 +1,4 @@
-"""Residual sums: whose output is added to what an earlier layer read or made, and to nothing else's use."""
+"""Residual sums: layers whose output is only added to what they, or an earlier layer, read or made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgedi.errors import CompactionError
 from edgedi.transforms.exact.traced import Traced, shape_of, trace
 from edgedi.transforms.prune.cut import CONVOLUTIONS
 
-_ADDS = frozenset({"aten.add.Tensor", "aten.add_.Tensor"})
+_ADD = "aten.add.Tensor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def found_in(traced: Traced) -> Mapping[str, Shortcut]:
 def _added_to(node: Any) -> Any:
     """What alone a node's value is added to, once; ``None`` where it is used in any other way."""
     user = next(iter(node.users)) if len(node.users) == 1 else None
-    if user is None or str(user.target) not in _ADDS or len(user.args) != 2 or user.kwargs:
+    if user is None or str(user.target) != _ADD or len(user.args) != 2 or user.kwargs:
         return None
     one, other = user.args
     other = other if one is node else one
