@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from edgedi.bench.contenders import Contender, SessionContender, tensors_of
-from edgedi.bench.cores import as_first_of, deal, start_all_but_first, start_workers
+from edgedi.bench.cores import deal
+from edgedi.bench.devices import Devices, start_devices
 from edgedi.bench.disturbances import reader, watched
 from edgedi.bench.engine_contender import EngineContender, EngineFailed, save_tensors
 from edgedi.bench.engines import what_is_missing
@@ -23,7 +24,6 @@ from edgedi.bench.numbers import times_as_fast
 from edgedi.bench.progress import Teller
 from edgedi.bench.report import ONE_WORKER, Disturbance, Machine, Memory, Report, Result, Single, Split, Traffic
 from edgedi.bench.settings import Settings
-from edgedi.bench.testbed.start import Testbed
 from edgedi.errors import EdgediError
 from edgedi.partition.plan.plan import Plan
 from edgedi.partition.plan.program import ProgramSet
@@ -96,17 +96,15 @@ class _Run:
         self._stack, self._teller = stack, teller
         self._not_compared = dict(missing)
         self._process_ids: list[int] = []
-        self._pinned = (
-            not settings.workers and settings.testbed is None and all(deal(settings.num_local, settings.threads))
-        )
         self._cores = deal(1, settings.threads)[0]  # of engines, one after another; dealt before anybody is pinned
         self._disturbed: list[Disturbance] = []
         self._ended = ""
-        self._testbed: Testbed | None = None
 
     def report(self, own: list[Tensor]) -> Report:
         """Start everybody, run the rounds, put the numbers together."""
-        sessions = self._sessions(self._addresses())
+        devices = start_devices(self._settings, self._stack, self._teller)
+        self._process_ids += devices.process_ids
+        sessions = self._sessions(devices)
         engines = self._engines()
         for session in sessions:
             session.seconds(0)  # the answer that is compared before the plan is trusted: not to be counted below
@@ -117,7 +115,7 @@ class _Run:
         results = {result.name: result for result in self._rounds([*sessions, *engines], own)}
         late_s = max(session.late_s() for session in sessions)
         facts = [replace(known, spans=self._spans(each)) for known, each in zip(facts, sessions, strict=True)]
-        return self._put_together(facts, engines, results, memory, sessions[0].session.workers, late_s)
+        return self._put_together(devices, facts, engines, results, memory, sessions[0].session.workers, late_s)
 
     def _spans(self, contender: SessionContender) -> tuple[Span, ...]:
         """One request traced; none where the run has ended early, or where this is what fails."""
@@ -150,46 +148,22 @@ class _Run:
             self._teller.say(f"the run ended {error}")
             return error.results
 
-    def _addresses(self) -> Sequence[str]:
-        settings = self._settings
-        if settings.workers:
-            return settings.workers
-        if settings.testbed is not None:
-            self._teller.say(f"putting up testbed {settings.testbed.name}")
-            self._testbed = Testbed(settings.testbed, self._teller.say)
-            self._stack.callback(self._testbed.close)
-            self._process_ids += self._testbed.process_ids
-            return self._testbed.addresses
-        self._teller.say(f"starting {settings.num_local} local workers, threads of each: {settings.threads}")
-        if settings.share and settings.num_local == 1:
-            self._stack.enter_context(as_first_of(1, settings.threads))
-            return []
-        start = start_all_but_first if settings.share else start_workers
-        local = start(settings.num_local, settings.threads)
-        if settings.share:
-            self._stack.enter_context(as_first_of(settings.num_local, settings.threads))
-        self._stack.callback(local.stop)
-        self._process_ids += local.process_ids
-        return local.addresses
-
-    def _sessions(self, addresses: Sequence[str]) -> list[SessionContender]:
+    def _sessions(self, devices: Devices) -> list[SessionContender]:
         """One worker alone, then every planner on all of them and on as many as were asked for besides."""
-        everybody, share = self._settings.num_workers, self._settings.share
-        made = [self._session(ONE_WORKER, ONE_WORKER, addresses)]
+        everybody = self._settings.num_workers
+        made = [self._session(ONE_WORKER, ONE_WORKER, devices, everybody)]
         for planner in self._settings.planners:
             for count in sorted({*self._settings.counts, everybody}, reverse=True):
                 name = planner if count == everybody else f"{planner} on {count}"
                 if planner != ONE_WORKER:
-                    made.append(self._session(name, planner, addresses[: count - share]))
+                    made.append(self._session(name, planner, devices, count))
         return made
 
-    def _session(self, name: str, planner: str, addresses: Sequence[str]) -> SessionContender:
+    def _session(self, name: str, planner: str, devices: Devices, count: int) -> SessionContender:
         """A session that keeps its plan, and fails rather than answer by itself: its seconds are the plan's."""
-        testbed = self._testbed
         session = distribute(
-            self._network, self._inputs, addresses, planner=planner, rebalance=False, local=self._settings.share,
-            key=testbed.key if testbed is not None else self._settings.key,
-            allow_local=False, progress=self._teller.about(name),
+            self._network, self._inputs, devices.addresses[: count - devices.share], planner=planner, rebalance=False,
+            local=devices.share, key=devices.key, allow_local=False, progress=self._teller.about(name),
         )  # fmt: skip
         self._stack.enter_context(session)
         return SessionContender(name, session, [self._inputs])
@@ -222,6 +196,7 @@ class _Run:
 
     def _put_together(
         self,
+        devices: Devices,
         facts: Sequence[_Facts],
         engines: Sequence[EngineContender],
         results: dict[str, Result],
@@ -236,7 +211,7 @@ class _Run:
             settings=self._settings,
             machine=self._machine,
             workers=workers,
-            pinned=self._pinned,
+            pinned=devices.pinned,
             splits=tuple(_split(known, results, best.result if best else None) for known in facts),
             singles=singles,
             best=best.result.name if best else None,
@@ -244,7 +219,7 @@ class _Run:
             memory=memory,
             disturbed=tuple(each for each in self._disturbed if each.round < complete),
             ended=self._ended,
-            emulation=str(self._testbed) if self._testbed is not None else "",
+            emulation=devices.emulation,
             late_s=late_s,
         )
 

@@ -72,9 +72,8 @@ class SessionContender:
             raise WorkerLost(f"{self.name} was planned anew for {left} of {self._num_workers} workers: one has left")
 
     def late_s(self) -> float:
-        """How far emulated devices fell behind their own time since they were set up, at worst."""
-        told = self.session.statistics().workers.values()
-        return max((float(values["late_s"]) for values in told), default=0.0)
+        """See ``late_s``."""
+        return late_s(self.session)
 
     def memory(self) -> tuple[Memory, ...]:
         """The memory of every worker that is there, as the workers tell it."""
@@ -94,6 +93,12 @@ class SessionContender:
         after = _sent(self.session)
         from_home, to_home, by_workers = (new - old for new, old in zip(after, before, strict=True))
         return Traffic(home_bytes=from_home + to_home, between_workers_bytes=max(0, by_workers - to_home))
+
+
+def late_s(session: Session) -> float:
+    """How far emulated devices fell behind their own time since they were set up, at worst."""
+    told = session.statistics().workers.values()
+    return max((float(values["late_s"]) for values in told), default=0.0)
 
 
 def _sent(session: Session) -> tuple[int, int, int]:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from edgedi.bench.numbers import Ratio, spread
 from edgedi.bench.streams import THROUGHPUT, Row, StreamReport
+from edgedi.bench.words import emulation_remarks
 
 FORMAT = 1
 """Rises when a name or a meaning changes."""
@@ -21,6 +22,7 @@ def streams_table(report: StreamReport) -> Table:
     """One row for each contender, the sessions first."""
     settings = report.settings
     title = f"{settings.model}, {len(report.workers)} workers; requests a second over {settings.rounds} rounds"
+    title += f"\n{report.emulation}" if report.emulation else ""
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
     table.add_column("contender", no_wrap=True)
     best = (f"times {report.best}",) if report.best else ()
@@ -63,7 +65,9 @@ def stream_remarks(report: StreamReport) -> Iterator[str]:
             yield f"throughput chose: {replicas}."
     if report.machine.busy:
         yield report.machine.busy
-    if not report.pinned:
+    if report.emulation:
+        yield from emulation_remarks(report.emulation, report.late_s)
+    elif not report.pinned:
         yield "Workers are not pinned by this command: it does not own them, or there are fewer cores than threads."
     for engine, reason in report.not_compared.items():
         yield f"Not compared: {engine}. {reason}"
@@ -89,6 +93,8 @@ def streams_json(report: StreamReport) -> str:
         "best_engine": report.best,
         "not_compared": report.not_compared,
         "ended": report.ended,
+        "emulation": report.emulation,
+        "late_s": report.late_s,
     }
     return json.dumps(values, indent=1)
 

@@ -3,6 +3,7 @@
 A contender's turn is a stream of several requests and counts as the seconds of one of them on average. An engine
 answers its requests one after another, in a process pinned like one worker. The same engine in one process for each
 worker, all at once and with nothing between them, is what the devices could do if somebody else dealt the requests.
+Emulated devices share nothing, so that there one process is timed, as each of them in turn.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from edgedi.bench.comparison import missing_engines, own_answer
-from edgedi.bench.contenders import Contender, tensors_of
-from edgedi.bench.cores import deal, start_workers
+from edgedi.bench.contenders import Contender, late_s, tensors_of
+from edgedi.bench.cores import deal
+from edgedi.bench.devices import Devices, start_devices
 from edgedi.bench.engine_contender import EngineContender, EngineFailed, save_tensors
 from edgedi.bench.machine import this_machine
 from edgedi.bench.measuring import EndedEarly, interleaved
@@ -56,19 +58,28 @@ class StreamContender:
         """See ``Contender``."""
         return tensors_of(self._answers[index])
 
+    def late_s(self) -> float:
+        """See ``SessionContender``."""
+        return late_s(self.session)
+
 
 class EngineGroup:
-    """An engine in one process for each device, all at once; the rates of the processes add up."""
+    """An engine in one process for each device, all at once; the rates of the processes add up.
 
-    def __init__(self, name: str, engines: Sequence[EngineContender], count: int) -> None:
-        self.name, self.num_devices = name, len(engines)
-        self._engines, self._count = tuple(engines), count
+    ``speeds`` are those of emulated devices, relative to the one that the only process is: it stands for all of them.
+    """
+
+    def __init__(
+        self, name: str, engines: Sequence[EngineContender], count: int, *, speeds: Sequence[float] = (1.0,)
+    ) -> None:
+        self.name, self.num_devices = name, len(engines) * len(speeds)
+        self._engines, self._count, self._speed = tuple(engines), count, sum(speeds)
         self._threads = ThreadPoolExecutor(len(engines))
 
     def seconds(self, index: int) -> float:
-        """One over the requests a second of all processes together, by the engines' own clocks."""
+        """One over the requests a second of all devices together, by the engines' own clocks."""
         taken = list(self._threads.map(lambda engine: self._mean_s(engine, index), self._engines))
-        return 1 / sum(1 / seconds for seconds in taken)
+        return 1 / sum(self._speed / seconds for seconds in taken)
 
     def _mean_s(self, engine: EngineContender, index: int) -> float:
         return sum(engine.seconds(index) for _ in range(self._count)) / self._count
@@ -106,6 +117,10 @@ class StreamReport:
     not_compared: dict[str, str]
     ended: str = ""
     """Why the run ended early; empty where it did not."""
+    emulation: str = ""
+    """What the devices are where they are not real: it stands beside every figure."""
+    late_s: float = 0.0
+    """How far behind their own time this machine ever ran them."""
 
     @property
     def same(self) -> bool:
@@ -149,8 +164,8 @@ class _Run:
     def report(self, own: list[Tensor]) -> StreamReport:
         """Start everybody, run the rounds, put the numbers together."""
         settings = self._settings
-        addresses = self._addresses()
-        sessions, groups = self._sessions(addresses), self._engines(len(addresses))
+        devices = start_devices(settings, self._stack, self._teller)
+        sessions, groups = self._sessions(devices), self._engines()
         contenders: list[Contender] = [*sessions, *groups]
         placements = {session.name: session.session.placement for session in sessions}
         workers = sessions[-1].session.workers
@@ -163,12 +178,14 @@ class _Run:
             settings=settings,
             machine=self._machine,
             workers=workers,
-            pinned=not settings.workers and all(deal(settings.num_local, settings.threads)),
-            in_flight=default_in_flight(len(addresses), THROUGHPUT),
+            pinned=devices.pinned,
+            in_flight=default_in_flight(settings.num_workers, THROUGHPUT),
             rows=tuple(rows),
             best=best.name if best else None,
             not_compared=self._not_compared,
             ended=self._ended,
+            emulation=devices.emulation,
+            late_s=max(session.late_s() for session in sessions),
         )
 
     def _rounds(self, contenders: Sequence[Contender], own: list[Tensor]) -> list[Result]:
@@ -181,55 +198,55 @@ class _Run:
             self._teller.say(f"the run ended {error}")
             return error.results
 
-    def _addresses(self) -> Sequence[str]:
-        settings = self._settings
-        if settings.workers:
-            return settings.workers
-        self._teller.say(f"starting {settings.num_local} local workers, threads of each: {settings.threads}")
-        local = start_workers(settings.num_local, settings.threads)
-        self._stack.callback(local.stop)
-        return local.addresses
-
-    def _sessions(self, addresses: Sequence[str]) -> list[StreamContender]:
+    def _sessions(self, devices: Devices) -> list[StreamContender]:
         """One worker, each planner's plan for latency with as many requests in flight, and what throughput chooses."""
-        made = [self._session(ONE_WORKER, addresses[:1], "single", "latency")]
+        made = [self._session(ONE_WORKER, devices, "single", "latency")]
         for planner in self._settings.planners:
-            made.append(self._session(f"{planner}, in flight", addresses, planner, "latency"))
-        return [*made, self._session(THROUGHPUT, addresses, self._settings.planners[0], THROUGHPUT)]
+            made.append(self._session(f"{planner}, in flight", devices, planner, "latency"))
+        return [*made, self._session(THROUGHPUT, devices, self._settings.planners[0], THROUGHPUT)]
 
-    def _session(self, name: str, addresses: Sequence[str], planner: str, objective: str) -> StreamContender:
-        in_flight = default_in_flight(len(addresses), THROUGHPUT)
+    def _session(self, name: str, devices: Devices, planner: str, objective: str) -> StreamContender:
+        in_flight = default_in_flight(self._settings.num_workers, THROUGHPUT)
         session = distribute(
-            self._network, self._inputs, addresses, planner=planner, objective=objective, key=self._settings.key,
-            max_in_flight=in_flight, allow_local=False, rebalance=False, progress=self._teller.about(name),
+            self._network, self._inputs, devices.addresses, planner=planner, objective=objective, local=devices.share,
+            key=devices.key, max_in_flight=in_flight, allow_local=False, rebalance=False,
+            progress=self._teller.about(name),
         )  # fmt: skip
         self._stack.enter_context(session)
         for _ in session.stream([self._inputs] * in_flight):  # the answers that are compared before a plan is trusted
             pass
         return StreamContender(name, session, [self._inputs], self._settings.repeat)
 
-    def _engines(self, num_workers: int) -> list[EngineGroup]:
+    def _engines(self) -> list[EngineGroup]:
         names = [name for name in self._settings.wanted_engines if name not in self._not_compared]
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="edgedi-bench-")))
         tensors = save_tensors(self._network, [self._inputs], folder) if names else folder
         groups = []
         for name in names:
             try:
-                engines = [self._start(name, tensors, cores) for cores in deal(num_workers, self._settings.threads)]
+                groups += self._groups(name, tensors)
             except EngineFailed as error:
                 self._teller.say(str(error))
                 self._not_compared[name] = str(error)
-                continue
-            groups += [EngineGroup(name, engines[:1], self._settings.repeat)]
-            if num_workers > 1:
-                groups += [EngineGroup(f"{name}, {num_workers} at once", engines, self._settings.repeat)]
         for group in groups:
             self._stack.callback(group.close)
         return groups
 
+    def _groups(self, name: str, tensors: Path) -> list[EngineGroup]:
+        """The engine on one device, and on all of them at once."""
+        settings, testbed, several = self._settings, self._settings.testbed, self._settings.num_workers
+        speeds = [testbed.least_slowdown / device.speed.slowdown for device in testbed.devices] if testbed else [1.0]
+        engines = [self._start(name, tensors, cores) for cores in deal(several // len(speeds), settings.threads)]
+        made = [EngineGroup(name, engines[:1], settings.repeat)]
+        if several > 1:
+            made += [EngineGroup(f"{name}, {several} at once", engines, settings.repeat, speeds=speeds)]
+        return made
+
     def _start(self, name: str, tensors: Path, cores: Sequence[int]) -> EngineContender:
+        settings = self._settings
         self._teller.say(f"{name}: preparing, in a process of its own")
-        engine = EngineContender(name, self._settings.model, tensors, cores, self._settings.threads)
+        slowdown = settings.testbed.least_slowdown if settings.testbed else 1.0
+        engine = EngineContender(name, settings.model, tensors, cores, settings.threads, slowdown=slowdown)
         self._stack.callback(engine.close)
         engine.wait()
         return engine

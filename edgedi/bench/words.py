@@ -59,11 +59,7 @@ def caveats(report: Report) -> Iterator[str]:
             f"or 5 % used by other programs); they are counted: {rounds}."
         )
     if report.emulation:
-        yield (
-            f"{report.emulation}. A device's time is its processor time here, times its slowdown; an engine's is that "
-            "of the fastest device."
-        )
-        yield f"At worst a device was {milliseconds(report.late_s)} ms behind its own time, as this machine ran others."
+        yield from emulation_remarks(report.emulation, report.late_s)
     elif not report.pinned:
         yield "Workers are not pinned by this command: it does not own them, or there are fewer cores than threads."
     if report.settings.share and not report.emulation:
@@ -72,6 +68,15 @@ def caveats(report: Report) -> Iterator[str]:
         yield "The engines ran on this machine, the workers on theirs."
     for engine, reason in report.not_compared.items():
         yield f"Not compared: {engine}. {reason}"
+
+
+def emulation_remarks(emulation: str, late_s: float) -> Iterator[str]:
+    """What times of emulated devices are."""
+    yield (
+        f"{emulation}. A device's time is its processor time here, times its slowdown; an engine's is that of the "
+        "fastest device."
+    )
+    yield f"At worst a device was {milliseconds(late_s)} ms behind its own time, as this machine ran others."
 
 
 def memory_remarks(report: Report) -> Iterator[str]:

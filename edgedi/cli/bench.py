@@ -107,7 +107,7 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
         for name in _NOT_FOR_DEMO:
             if getattr(arguments, name) is not None:
                 made.error(f"--demo does not take --{name}; it takes --rounds and --json")
-    for name in ("counts", "html", "share") if arguments.objective == "throughput" else ():
+    for name in ("counts", "html") if arguments.objective == "throughput" else ():
         if getattr(arguments, name) is not None:
             made.error(f"--objective throughput does not take --{name}; --json has its numbers")
     if arguments.testbed is not None:
@@ -119,8 +119,6 @@ def _check_testbed(made: argparse.ArgumentParser, arguments: argparse.Namespace)
     for name, reason in (("threads", "its devices have one core each"), ("key", "nobody else reaches its links")):
         if getattr(arguments, name) is not None:
             made.error(f"--testbed does not take --{name}: {reason}")
-    if arguments.objective == "throughput":
-        made.error("--testbed does not take --objective throughput yet: streams are measured on local or given workers")
 
 
 def _demo(arguments: argparse.Namespace) -> int:

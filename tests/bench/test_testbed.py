@@ -210,6 +210,27 @@ def test_a_comparison_says_with_every_figure_that_it_is_emulated(
     assert [split["name"] for split in found["planners"]] == ["single", "equal"]
 
 
+def test_a_stream_on_emulated_devices_counts_each_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(CLI)
+    (tmp_path / "two.toml").write_text(SPEC)
+    options = (
+        "--model", "tiny_networks:chain", "--input", "1x3x16x16", "--testbed", f"{tmp_path / 'two.toml'}@1G",
+        "--objective", "throughput", "--planners", "equal", "--against", "eager", "--rounds", "2", "--repeat", "3",
+        "--json", str(tmp_path / "r.json"),
+    )  # fmt: skip
+    assert main(options) == 0
+    printed, found = capsys.readouterr().out, json.loads((tmp_path / "r.json").read_text())
+    assert printed.count("Emulated devices, not real ones") == 2
+    assert found["emulation"].startswith("Emulated devices")
+    rows = {row["name"]: row for row in found["rows"]}
+    assert list(rows) == ["one worker", "equal, in flight", "throughput", "eager", "eager, 2 at once"]
+    assert [row["num_devices"] for row in rows.values()][::4] == [1, 2]
+    assert found["in_flight"] == 6
+    assert (found["workers"], found["same"], found["pinned"]) == (["here", "second"], True, False)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -219,7 +240,7 @@ def test_a_comparison_says_with_every_figure_that_it_is_emulated(
         (["--testbed", "pi4x2", "--local", "2"], ["not allowed with"]),
         (["--testbed", "pi4x2", "--workers", "a:1"], ["not allowed with"]),
         (["--testbed", "pi4x2", "--threads", "2"], ["--testbed does not take --threads", "one core"]),
-        (["--testbed", "pi4x2", "--objective", "throughput"], ["--testbed does not take --objective throughput"]),
+        (["--testbed", "pi4x2", "--objective", "throughput", "--html", "a"], ["throughput does not take --html"]),
         (["--testbed", "pi4x2", "--key", "k"], ["--testbed does not take --key"]),
     ],
 )

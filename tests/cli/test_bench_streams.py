@@ -52,6 +52,14 @@ def test_rates_of_processes_at_once_add_up() -> None:
     group.close()
 
 
+def test_one_process_stands_for_emulated_devices_of_several_speeds() -> None:
+    engine = Engine(0.5)
+    group = EngineGroup("three", [engine], 2, speeds=(1.0, 0.5, 0.5))  # type: ignore[list-item]
+    assert group.seconds(0) == pytest.approx(0.25)
+    assert (group.num_devices, engine.asked) == (3, 2)
+    group.close()
+
+
 def test_sessions_and_an_engine_in_one_run(
     workers: LocalWorkers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,6 +90,15 @@ def test_without_engines_there_are_only_sessions(workers: LocalWorkers, tmp_path
     assert [row["name"] for row in found["rows"]] == ["one worker", "oodp, in flight", "throughput"]
     assert [row["times_as_fast_as_best_engine"] for row in found["rows"]] == [None] * 3
     assert found["settings"]["repeat"] == 20
+
+
+def test_this_process_takes_part_with_a_share(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    given = ("--local", "2", "--share", "--against", "none", "--repeat", "3", "--json", str(path))
+    assert main([*CHAIN, *given]) == 0
+    found = json.loads(path.read_text())
+    assert found["workers"][0] == "here"
+    assert (len(found["workers"]), found["in_flight"], found["same"]) == (2, 6, True)
 
 
 def test_a_run_that_loses_a_worker_keeps_its_complete_rounds(

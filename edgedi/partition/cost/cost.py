@@ -42,12 +42,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 from edgedi.partition.cost.profile import ClusterProfile, DeviceProfile
-from edgedi.partition.graph.axes import AXES, axis_dims
+from edgedi.partition.graph.axes import AXES
 from edgedi.partition.graph.geometry import Interval, Region
 from edgedi.partition.graph.graph import LayerGraph
-from edgedi.partition.graph.reach import Asks, Reach, reduces
+from edgedi.partition.graph.reach import Reach, Reaches, reduces
 from edgedi.partition.plan.plan import HOME, Cost
 from edgedi.partition.plan.program import UNSPLIT, Piece, Run
 
@@ -67,11 +68,11 @@ class Fetch:
 class CostModel:
     """Prices for one graph on one cluster, with the tables that make asking often cheap."""
 
-    def __init__(self, graph: LayerGraph, cluster: ClusterProfile) -> None:
+    def __init__(self, graph: LayerGraph, cluster: ClusterProfile, *, reaches: Reaches | None = None) -> None:
         self.graph, self.cluster = graph, cluster
         self.workers = tuple(range(cluster.num_workers))
-        self._dims = {axis: axis_dims(graph, axis) for axis in AXES}
-        self.axes = tuple(axis for axis in AXES if any(layer.name in self._dims[axis] for layer in graph.layers))
+        self._reaches = reaches or Reaches(graph)
+        self.axes = tuple(axis for axis in AXES if any(layer.name in self.dims(axis) for layer in graph.layers))
         devices = cluster.devices
         self._kind = {k: next(m for m in self.workers if _alike(devices[m], devices[k])) for k in self.workers}
         self._whole_s = {k: self._whole_seconds(devices[k]) for k in dict.fromkeys(self._kind.values())}
@@ -84,12 +85,16 @@ class CostModel:
         self._prefix_s = {kind: (0.0, *accumulate(times)) for kind, times in self._whole_s.items()}
         self._fetches: dict[tuple[str, int, Layout], Fetch] = {}
         self._tables: dict[tuple[int, int, str], _Table] = {}
-        self._asks: dict[str, Asks] = {axis: {} for axis in AXES}
-        self._reaches: dict[tuple[int, str, int, int | None], Reach] = {}
+        self.pricers: dict[tuple[Reach, int], Any] = {}
+        """What searches have priced, by walks and how far borders move: kept here, as these are this model's prices."""
+
+    def on(self, cluster: ClusterProfile) -> CostModel:
+        """Prices for the same graph on another cluster; the graph is not walked again."""
+        return CostModel(self.graph, cluster, reaches=self._reaches)
 
     def dims(self, axis: str) -> Mapping[str, int]:
         """The dimension of ``axis`` in each tensor that has one."""
-        return self._dims[axis]
+        return self._reaches.dims(axis)
 
     def kind_of(self, worker: int) -> int:
         """A number that participants with equal profiles share."""
@@ -112,7 +117,7 @@ class CostModel:
         key = (kind, position, axis)
         if key not in self._tables:
             device = self.cluster.devices[kind]
-            self._tables[key] = _Table(self.graph, device, position, self._dims[axis], self._whole_s[kind][position])
+            self._tables[key] = _Table(self.graph, device, position, self.dims(axis), self._whole_s[kind][position])
         return self._tables[key]
 
     # --- exchange -----------------------------------------------------------------------------------------------------
@@ -131,9 +136,9 @@ class CostModel:
             return {HOME: 1.0}
         if isinstance(layout, int):
             return {layout: 1.0}
-        if tensor in self._dims[layout]:
+        if tensor in self.dims(layout):
             return dict(enumerate(self.speed_shares))
-        if reduces(self.graph.by_name[tensor], self._dims[layout]):
+        if reduces(self.graph.by_name[tensor], self.dims(layout)):
             return dict.fromkeys(self.workers, 1.0)
         return {0: 1.0} if target == HOME else {}
 
@@ -174,18 +179,7 @@ class CostModel:
 
     def reach(self, stop: int, axis: str, *, lowest: int = 0, patience: int | None = None) -> Reach:
         """The walks of all segments that end at ``stop``, made once."""
-        key = (stop, axis, lowest, patience)
-        if key not in self._reaches:
-            self._reaches[key] = Reach(
-                self.graph,
-                stop,
-                axis,
-                lowest=lowest,
-                dims=self._dims[axis],
-                patience=patience,
-                asks=self._asks[axis],
-            )
-        return self._reaches[key]
+        return self._reaches.of(stop, axis, lowest=lowest, patience=patience)
 
     def run_seconds(self, worker: int, run: Run, axis: str) -> float:
         """Seconds of one RUN instruction in a segment of ``axis``."""

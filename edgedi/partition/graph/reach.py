@@ -13,9 +13,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
 
-from edgedi.partition.graph.axes import axis_dims
+from edgedi.partition.graph.axes import AXES, axis_dims
 from edgedi.partition.graph.geometry import WHOLE, Interval, Need, Region, scale
 from edgedi.partition.graph.graph import Layer, LayerGraph
 from edgedi.partition.graph.operators import needs
@@ -79,8 +78,6 @@ class Reach:
         self.length = self._extent(graph.layers[self.highest].name) if position is not None else 0
         self.lowest = first_splittable(graph, Interval(lowest, stop), dims) if self.length else stop
         self.separable = self.length > 0 and self._check_separable()
-        self.pricers: dict[int, Any] = {}
-        """What the search has priced with these walks, by how far borders move: kept here because walks are."""
         self._walks: dict[Range, Walk] = {}
         self._whole: dict[str, int] = {}
         self._asks = {} if asks is None else asks
@@ -253,6 +250,29 @@ class Reach:
             )
             for layer in self.graph.layers[self.lowest : self.stop]
         )
+
+
+class Reaches:
+    """The walks of one graph, each made once: they hang on no cluster, so that plans for several share them."""
+
+    def __init__(self, graph: LayerGraph) -> None:
+        self._graph = graph
+        self._dims = {axis: axis_dims(graph, axis) for axis in AXES}
+        self._asks: dict[str, Asks] = {axis: {} for axis in AXES}
+        self._known: dict[tuple[int, str, int, int | None], Reach] = {}
+
+    def dims(self, axis: str) -> Mapping[str, int]:
+        """The dimension of ``axis`` in each tensor that has one."""
+        return self._dims[axis]
+
+    def of(self, stop: int, axis: str, *, lowest: int, patience: int | None) -> Reach:
+        """All segments that end at ``stop``; see ``Reach``."""
+        key = (stop, axis, lowest, patience)
+        if key not in self._known:
+            self._known[key] = Reach(
+                self._graph, stop, axis, lowest=lowest, dims=self._dims[axis], patience=patience, asks=self._asks[axis]
+            )
+        return self._known[key]
 
 
 def reduces(layer: Layer, dims: Mapping[str, int]) -> bool:

@@ -100,7 +100,7 @@ class _Mover:
         self._tolerance = tolerance
 
     def shares(self, model: CostModel, layers: Interval, layout: Layout, length: int) -> Shares:
-        self._model = self._model or CostModel(model.graph, self._cluster)
+        self._model = self._model or model.on(self._cluster)
         pricer = SplitPricer(self._model, self._model.reach(layers.stop, AXIS, lowest=layers.start))
         counts = [len(share) for share in _speed_shares(model, layers, layout, length)]
         times = _times(pricer, layers.start, layout, counts)

@@ -96,7 +96,7 @@ def _differs(one: Plan, other: Plan) -> bool:
 def _candidates(model: CostModel, max_depth: int) -> list[Plan]:
     found = _searched(model, max_depth)
     quickest = min(found, key=lambda plan: plan.predicted_s)
-    found.append(with_fewer(model, quickest, lambda graph, fewer: _best(CostModel(graph, fewer), max_depth)))
+    found.append(with_fewer(model, quickest, lambda fewer: _best(fewer, max_depth)))
     return found + [planner(model.graph, model.cluster, model=model) for planner in RIVALS]
 
 

@@ -12,16 +12,14 @@ from dataclasses import replace
 from itertools import combinations
 
 from edgedi.partition.cost.cost import CostModel
-from edgedi.partition.cost.profile import ClusterProfile
 from edgedi.partition.cost.settle import settled
 from edgedi.partition.graph.geometry import Interval
-from edgedi.partition.graph.graph import LayerGraph
 from edgedi.partition.plan.plan import HOME, Plan, Segment
 
 SMALL_LAYERS, SMALL_WORKERS = 32, 5
 """Up to so many layers and workers, every subset is tried."""
 
-Search = Callable[[LayerGraph, ClusterProfile], Plan]
+Search = Callable[[CostModel], Plan]
 
 
 def with_fewer(model: CostModel, plan: Plan, search: Search) -> Plan:
@@ -36,7 +34,7 @@ def with_fewer(model: CostModel, plan: Plan, search: Search) -> Plan:
 
 def of_some(model: CostModel, workers: Sequence[int], search: Search) -> Plan:
     """What ``search`` finds for ``workers`` alone, as a plan of the whole cluster in which the others own nothing."""
-    found = search(model.graph, model.cluster.subset(workers))
+    found = search(model.on(model.cluster.subset(workers)))
     segments = tuple(_widened(segment, workers, model.cluster.num_workers) for segment in found.segments)
     return settled(model, replace(found, num_workers=model.cluster.num_workers, segments=segments))
 

@@ -177,11 +177,11 @@ class _Search:
                     self._best[stop][axis] = _Arrival(arrival.seconds + split.seconds + self._tie_s, layout, segment)
 
     def _pricer(self, reach: Reach) -> SplitPricer:
-        """The prices of a reach, kept with it: other searches ask for the same."""
-        moved = 1 if self._weights is None else 0
-        if moved not in reach.pricers:
-            reach.pricers[moved] = SplitPricer(self._model, reach, moved=moved)
-        pricer: SplitPricer = reach.pricers[moved]
+        """The prices of a reach, kept with the model: other searches ask for the same."""
+        key = reach, 1 if self._weights is None else 0
+        if key not in self._model.pricers:
+            self._model.pricers[key] = SplitPricer(self._model, reach, moved=key[1])
+        pricer: SplitPricer = self._model.pricers[key]
         return pricer
 
     def _split(self, pricer: SplitPricer, first: int, layout: Layout, limit: float) -> Split | None:

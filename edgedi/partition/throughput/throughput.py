@@ -204,7 +204,7 @@ def _alone(graph: LayerGraph, cluster: ClusterProfile, worker: int) -> _Priced:
 
 def _replica(whole: CostModel, pipeline: Pipeline, planner: str) -> _Priced:
     graph, workers = whole.graph, tuple(sorted(worker for stage in pipeline.stages for worker in stage.team))
-    model = CostModel(graph, whole.cluster.subset(workers))
+    model = whole.on(whole.cluster.subset(workers))
     segments = [segment for stage in pipeline.stages for segment in _segments(model, stage, workers, planner)]
     name = "single" if len(workers) == 1 else "pipeline"
     plan = Plan(num_workers=len(workers), segments=merged(segments), graph_digest=graph.digest, planner=name)

@@ -56,7 +56,7 @@ def test_a_worker_behind_a_slow_link_is_left_out() -> None:
 def test_a_plan_without_a_worker_is_one_of_the_whole_cluster() -> None:
     graph, cluster = vgg16(32), ClusterProfile.uniform(4)
     model = CostModel(graph, cluster)
-    plan = of_some(model, (0, 2, 3), oodp)
+    plan = of_some(model, (0, 2, 3), lambda fewer: oodp(graph, fewer.cluster))
     assert plan.num_workers == 4
     assert all(not len(segment.shares[1]) for segment in plan.segments if segment.shares)
     assert all(segment.on != 1 for segment in plan.segments)
