@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from edgedi.bench import comparison, demo, progress, settings
+from edgedi.bench import comparison, demo, devices, progress, settings
 from edgedi.bench.demo import SamePredictions
 from edgedi.bench.progress import Teller
 from edgedi.cli.bench import main
@@ -150,7 +150,7 @@ def test_a_worker_that_leaves_in_the_middle_leaves_a_partial_table(
         started.append(LocalWorkers(count, threads=threads))
         return started[-1]
 
-    monkeypatch.setattr(comparison, "start_workers", start)
+    monkeypatch.setattr(devices, "start_workers", start)
     monkeypatch.setattr(progress, "Teller", Killer)
     path, page = tmp_path / "r.json", tmp_path / "r.html"
     options = (*CHAIN, "--local", "2", "--planners", "equal", "--against", "none", "--rounds", "6")
