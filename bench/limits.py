@@ -1,13 +1,17 @@
 """What keeps a measured run from its bar: computing, the bytes on the wire, or messages and waiting.
 
     .venv/bin/python -m bench.limits --results bench/results/FOLDER [--engine openvino] [--rounds 30]
+    .venv/bin/python -m bench.limits --recorded --results bench/results/FOLDER ...
 
-For every run in the folder on N equal workers, a table in milliseconds. The engine takes the whole input on one core,
+For every run in the folders on N equal workers, a table in milliseconds. The engine takes the whole input on one core,
 and 1/N of its rows (no halos; what stands behind a flatten or a global pool whole) on as many cores at once as the run
 had, of which the slowest counts: they share caches, memory and the clock's rate. Emulated devices share none of that,
 so their slice is computed alone. The bound is our own plan with no communication, each layer's least: it should be
 within 10 % of the engine's slice. The wire is the time that the busiest device's cable takes for the bytes that it
-must carry, nothing hidden.
+must carry, nothing hidden. *Divided* is the engine's time divided by all devices' speed together: nothing is lost.
+
+Slices are measured now: that says nothing of runs on another machine. For those ``--recorded`` takes the runs' own
+numbers alone, and workers may be unequal.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -36,6 +40,8 @@ from edgedi.bench.networks import load_network
 
 MOST_OVER = 1.1
 """The bound against the engine's time for a slice."""
+_BARS = {"-".join(case.name.replace("@", " ").split()).replace("_", "-"): case.least_speedup for case in CASES}
+"""By the name of a run's file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,15 +50,18 @@ class Limit:
 
     name: str
     engine_ms: float
+    divided_ms: float
     bar_ms: float | None
-    slice_ms: float
+    slice_ms: float | None
     bound_ms: float
     wire_ms: float
     measured_ms: float
 
     @property
     def executor(self) -> str:
-        """Whether the bound is near enough to the engine's slice."""
+        """Whether the bound is near enough to the engine's slice; empty where that is not known."""
+        if self.slice_ms is None:
+            return ""
         return PASS if self.bound_ms <= MOST_OVER * self.slice_ms else FAIL
 
     @property
@@ -60,16 +69,18 @@ class Limit:
         """What stands between the run and its bar."""
         if self.bar_ms is None or self.measured_ms <= self.bar_ms:
             return "reached" if self.bar_ms else ""
-        if min(self.slice_ms, self.bound_ms) > self.bar_ms:
-            return "computing, in either executor"
         if self.bound_ms > self.bar_ms:
-            return "computing, in our executor"
+            if self.slice_ms is None:
+                return "computing"
+            return f"computing, in {'either' if self.slice_ms > self.bar_ms else 'our'} executor"
         if self.bound_ms + self.wire_ms > self.bar_ms:
             return "bytes on the wire"
         return "messages and waiting"
 
 
-def limit_of(run: Mapping[str, Any], engine_s: float, slice_s: float, least_speedup: float | None) -> Limit | None:
+def limit_of(
+    run: Mapping[str, Any], engine_s: float, slice_s: float | None, least_speedup: float | None
+) -> Limit | None:
     """From what edgedi-bench wrote; ``None`` where there is no plan of ours."""
     split = next((each for each in run.get("planners", ()) if each["name"] == PLANNER), None)
     if split is None:
@@ -82,12 +93,24 @@ def limit_of(run: Mapping[str, Any], engine_s: float, slice_s: float, least_spee
         name=f"{testbed['name'] if testbed else 'local'} {run['settings']['model'].partition(':')[2]} "
         f"{run['settings']['shapes'][0][2]}",
         engine_ms=1000 * engine_s,
+        divided_ms=1000 * engine_s / _speed(run["settings"]),
         bar_ms=1000 * best_s / least_speedup if least_speedup else None,
-        slice_ms=1000 * slice_s,
+        slice_ms=None if slice_s is None else 1000 * slice_s,
         bound_ms=1000 * split["bound_s"],
         wire_ms=1000 * wire_s,
         measured_ms=1000 * split["median_s"],
     )
+
+
+def _speed(settings: Mapping[str, Any]) -> float:
+    """Of all devices together, the quickest one's being 1."""
+    slowdowns = [device["slowdown"] for device in _devices(settings)]
+    return sum(min(slowdowns) / each for each in slowdowns) if slowdowns else float(settings["num_local"])
+
+
+def _devices(settings: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Of the testbed; none of local workers."""
+    return (settings["testbed"] or {}).get("devices", [])
 
 
 def busiest_bytes(bytes_per_link: Mapping[str, int]) -> int:
@@ -132,52 +155,81 @@ def engine_seconds(
     return whole_s, slice_s
 
 
-def limits(folder: Path, engine: str, rounds: int) -> list[Limit]:
-    """Of every run in ``folder`` whose workers are equal."""
-    bars = {"-".join(case.name.replace("@", " ").split()).replace("_", "-"): case.least_speedup for case in CASES}
+def limits(folders: Sequence[Path], engine: str, rounds: int) -> list[Limit]:
+    """Of every run in ``folders`` whose workers are equal."""
     found = []
-    for path in sorted(folder.glob("*.json")):
-        run = json.loads(path.read_text(encoding="utf-8"))
-        devices = (run["settings"]["testbed"] or {}).get("devices", [])
+    for stem, run in _runs(folders):
+        settings, devices = run["settings"], _devices(run["settings"])
         slowdowns = {device["slowdown"] for device in devices} or {1.0}
-        if "planners" not in run or len(slowdowns) > 1:
+        if len(slowdowns) > 1:
             continue
-        num, settings = len(devices) or run["settings"]["num_local"], run["settings"]
-        model, shape = settings["model"], settings["shapes"][0]
+        num, model, shape = len(devices) or settings["num_local"], settings["model"], settings["shapes"][0]
         try:
             whole_s, slice_s = engine_seconds(
                 engine, model, shape, num, at_once=1 if devices else num, slowdown=slowdowns.pop(), rounds=rounds
             )
         except EngineFailed as error:  # an eighth of 224 rows is too little for the pools of VGG-16
-            print(f"{path.stem}: left out, as the network refuses 1/{num} of the rows: {error}", file=sys.stderr)
+            print(f"{stem}: left out, as the network refuses 1/{num} of the rows: {error}", file=sys.stderr)
             continue
-        limit = limit_of(run, whole_s, slice_s, bars.get(path.stem))
-        found += [limit] if limit is not None else []
-    return found
+        found.append(limit_of(run, whole_s, slice_s, _BARS.get(stem)))
+    return [limit for limit in found if limit is not None]
+
+
+def recorded_limits(folders: Sequence[Path]) -> list[Limit]:
+    """Of every run in ``folders`` that has a bar and an engine to compare with, without measuring anything."""
+    found = [
+        limit_of(run, min(engine["median_s"] for engine in run["engines"]), None, _BARS[stem])
+        for stem, run in _runs(folders)
+        if run["engines"] and stem in _BARS
+    ]
+    return [limit for limit in found if limit is not None]
+
+
+def _runs(folders: Sequence[Path]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every comparison kept in ``folders``, by its file's name."""
+    for path in (path for folder in folders for path in sorted(folder.glob("*.json"))):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(run, dict) and "planners" in run:
+            yield path.stem, run
 
 
 def table_of(found: Sequence[Limit], engine: str) -> Table:
-    """Milliseconds, and what stands between each run and its bar."""
+    """Milliseconds, and what stands between each run and its bar; without slices where none is known."""
+    sliced = any(one.slice_ms is not None for one in found)
     table = Table(box=box.SIMPLE_HEAD, title="milliseconds", title_justify="left")
     table.add_column("run")
-    for column in (engine, "the bar asks", f"{engine}, a slice", "bound", "within 10 %", "wire", "measured"):
+    slices = (f"{engine}, a slice", "bound", "within 10 %") if sliced else ("bound",)
+    for column in (engine, "divided", "the bar asks", *slices, "wire", "measured"):
         table.add_column(column, justify="right")
     table.add_column("what stands before the bar")
     for one in found:
-        bar = "" if one.bar_ms is None else f"{one.bar_ms:.3g}"
-        numbers = (f"{one.engine_ms:.3g}", bar, f"{one.slice_ms:.3g}", f"{one.bound_ms:.3g}", one.executor)
-        table.add_row(one.name, *numbers, f"{one.wire_ms:.3g}", f"{one.measured_ms:.3g}", one.verdict)
+        bound = (_number(one.slice_ms), _number(one.bound_ms), one.executor) if sliced else (_number(one.bound_ms),)
+        before = (_number(one.engine_ms), _number(one.divided_ms), _number(one.bar_ms))
+        table.add_row(one.name, *before, *bound, _number(one.wire_ms), _number(one.measured_ms), one.verdict)
     return table
+
+
+def _number(milliseconds: float | None) -> str:
+    if milliseconds is None:
+        return ""
+    return f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = argparse.ArgumentParser(prog="python -m bench.limits", description=__doc__.splitlines()[0])
-    made.add_argument("--results", type=Path, required=True, metavar="FOLDER")
-    made.add_argument("--engine", default="openvino")
+    made.add_argument("--results", type=Path, nargs="+", required=True, metavar="FOLDER")
+    made.add_argument("--engine", default="openvino", help="whose slices to measure (default %(default)s)")
     made.add_argument("--rounds", type=int, default=30, metavar="N")
+    made.add_argument("--recorded", action="store_true", help="measure nothing: the numbers of the runs alone, against "
+                      "the engine that was best in each")  # fmt: skip
     arguments = made.parse_args(argv)
-    found = limits(arguments.results, arguments.engine, arguments.rounds)
-    Console(width=160).print(table_of(found, arguments.engine))
+    if missing := [str(folder) for folder in arguments.results if not folder.is_dir()]:
+        made.error(f"no such folder: {', '.join(missing)}")
+    if arguments.recorded:
+        found, engine = recorded_limits(arguments.results), "best engine"
+    else:
+        found, engine = limits(arguments.results, arguments.engine, arguments.rounds), arguments.engine
+    Console(width=160).print(table_of(found, engine))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.limits import Limit, busiest_bytes, limit_of
+from bench.limits import Limit, busiest_bytes, limit_of, main, recorded_limits
 
 RUN: dict[str, Any] = {
     "settings": {
@@ -28,6 +30,7 @@ def test_a_run_is_held_against_what_the_best_engine_and_its_slice_take():
     assert limit.name == "pi4x2 vgg16 224"
     assert limit.bar_ms == pytest.approx(750)
     assert limit.wire_ms == pytest.approx(100)
+    assert limit.divided_ms == pytest.approx(625)
     assert (limit.engine_ms, limit.slice_ms, limit.bound_ms, limit.measured_ms) == pytest.approx((1250, 550, 600, 900))
     assert limit.executor == "PASS"
     assert limit.verdict == "messages and waiting"
@@ -43,13 +46,15 @@ def test_a_run_is_held_against_what_the_best_engine_and_its_slice_take():
         (90, 95, 10, 150, "PASS", "bytes on the wire"),
         (90, 95, 2, 150, "PASS", "messages and waiting"),
         (90, 95, 2, 99, "PASS", "reached"),
+        (None, 105, 0, 150, "", "computing"),
+        (None, 95, 10, 150, "", "bytes on the wire"),
     ],
 )
 def test_what_stands_before_the_bar(
-    slice_ms: float, bound_ms: float, wire_ms: float, measured_ms: float, executor: str, verdict: str
+    slice_ms: float | None, bound_ms: float, wire_ms: float, measured_ms: float, executor: str, verdict: str
 ):
     limit = Limit(
-        name="x", engine_ms=200, bar_ms=100, slice_ms=slice_ms, bound_ms=bound_ms, wire_ms=wire_ms,
+        name="x", engine_ms=200, divided_ms=100, bar_ms=100, slice_ms=slice_ms, bound_ms=bound_ms, wire_ms=wire_ms,
         measured_ms=measured_ms,
     )  # fmt: skip
     assert (limit.executor, limit.verdict) == (executor, verdict)
@@ -62,3 +67,27 @@ def test_a_cable_carries_all_that_its_device_sends_and_the_coordinator_is_on_the
     assert busiest_bytes(bytes_per_link) == 400
     assert busiest_bytes({"home -> 0:here": 1_000, "home -> 1:pi": 200, "home -> 2:pi": 300}) == 500
     assert busiest_bytes({}) == 0
+
+
+def test_of_runs_on_another_machine_their_own_numbers_are_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    slow = {"slowdown": 20, "link": {"rate_bits_per_s": 8e6}}
+    devices = [*RUN["settings"]["testbed"]["devices"], slow]
+    settings = {**RUN["settings"], "testbed": {"name": "pi3x2_pi4x2@100M", "devices": devices}}
+    (tmp_path / "pi3x2-pi4x2-100M-vgg16.json").write_text(json.dumps({**RUN, "settings": settings}))
+    (tmp_path / "of-no-case.json").write_text(json.dumps(RUN))
+    (tmp_path / "other.json").write_text("[1]")
+    (limit,) = recorded_limits([tmp_path])
+    assert (limit.engine_ms, limit.divided_ms, limit.slice_ms) == (pytest.approx(1200), pytest.approx(480), None)
+    assert limit.bar_ms == pytest.approx(1200 / (0.85 * 10 / 3))
+    assert limit.verdict == "computing"
+    main(["--recorded", "--results", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "computing" in printed
+    assert "a slice" not in printed
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["--results", str(tmp_path / "nowhere")])
+    assert ended.value.code == 2
+    assert "no such folder" in capsys.readouterr().err
