@@ -96,6 +96,11 @@ CASES = (
 """Local cases need this machine alone; those of a testbed need ``edgedi-bench --testbed``."""
 
 
+def file_stem(case: Case) -> str:
+    """The name of a case's files, without their ending."""
+    return "".join(letter if letter.isalnum() else "-" for letter in case.name)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """One bar on one case: what was found, with its interval, and what it means."""

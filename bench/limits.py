@@ -7,8 +7,9 @@ For every run in the folders on N equal workers, a table in milliseconds. The en
 and 1/N of its rows (no halos; what stands behind a flatten or a global pool whole) on as many cores at once as the run
 had, of which the slowest counts: they share caches, memory and the clock's rate. Emulated devices share none of that,
 so their slice is computed alone. The bound is our own plan with no communication, each layer's least: it should be
-within 10 % of the engine's slice. The wire is the time that the busiest device's cable takes for the bytes that it
-must carry, nothing hidden. *Divided* is the engine's time divided by all devices' speed together: nothing is lost.
+within 10 % of the engine's slice; *least* is the lowest of all planners' bounds in the run. The wire is the time that
+the busiest device's cable takes for the bytes that it must carry, nothing hidden. *Divided* is the engine's time
+divided by all devices' speed together: nothing is lost.
 
 Slices are measured now: that says nothing of runs on another machine. For those ``--recorded`` takes the runs' own
 numbers alone, and workers may be unequal.
@@ -33,14 +34,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.bars import CASES, FAIL, PASS, PLANNER
+from bench.bars import CASES, FAIL, PASS, PLANNER, file_stem
 from edgedi.bench.cores import deal
 from edgedi.bench.engine_contender import EngineContender, EngineFailed, save_tensors
 from edgedi.bench.networks import load_network
 
 MOST_OVER = 1.1
 """The bound against the engine's time for a slice."""
-_BARS = {"-".join(case.name.replace("@", " ").split()).replace("_", "-"): case.least_speedup for case in CASES}
+_BARS = {file_stem(case): case.least_speedup for case in CASES}
 """By the name of a run's file."""
 
 
@@ -53,6 +54,7 @@ class Limit:
     divided_ms: float
     bar_ms: float | None
     slice_ms: float | None
+    least_ms: float
     bound_ms: float
     wire_ms: float
     measured_ms: float
@@ -69,10 +71,12 @@ class Limit:
         """What stands between the run and its bar."""
         if self.bar_ms is None or self.measured_ms <= self.bar_ms:
             return "reached" if self.bar_ms else ""
-        if self.bound_ms > self.bar_ms:
+        if self.least_ms > self.bar_ms:
             if self.slice_ms is None:
                 return "computing"
             return f"computing, in {'either' if self.slice_ms > self.bar_ms else 'our'} executor"
+        if self.bound_ms > self.bar_ms:
+            return "messages: computing more spares some"
         if self.bound_ms + self.wire_ms > self.bar_ms:
             return "bytes on the wire"
         return "messages and waiting"
@@ -87,17 +91,16 @@ def limit_of(
         return None
     best_s = min((engine["median_s"] for engine in run["engines"]), default=engine_s)
     testbed = run["settings"]["testbed"]
-    slowest = min(device["link"]["rate_bits_per_s"] for device in testbed["devices"]) / 8 if testbed else float("inf")
-    wire_s = busiest_bytes(split["bytes_per_link"]) / slowest
     return Limit(
         name=f"{testbed['name'] if testbed else 'local'} {run['settings']['model'].partition(':')[2]} "
-        f"{run['settings']['shapes'][0][2]}",
+        f"{run['settings']['shapes'][0][2]}, {run['machine']['date'][:16]}",
         engine_ms=1000 * engine_s,
         divided_ms=1000 * engine_s / _speed(run["settings"]),
         bar_ms=1000 * best_s / least_speedup if least_speedup else None,
         slice_ms=None if slice_s is None else 1000 * slice_s,
+        least_ms=1000 * min(each["bound_s"] for each in run["planners"]),
         bound_ms=1000 * split["bound_s"],
-        wire_ms=1000 * wire_s,
+        wire_ms=1000 * wire_seconds(split["bytes_per_link"], _devices(run["settings"])),
         measured_ms=1000 * split["median_s"],
     )
 
@@ -113,19 +116,25 @@ def _devices(settings: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     return (settings["testbed"] or {}).get("devices", [])
 
 
-def busiest_bytes(bytes_per_link: Mapping[str, int]) -> int:
-    """The most bytes that any device's cable carries in one direction; the coordinator is on the first device."""
-    carried: dict[tuple[str, str], int] = {}
+def wire_seconds(bytes_per_link: Mapping[str, int], devices: Sequence[Mapping[str, Any]]) -> float:
+    """The longest that any device's cable takes in one direction; the coordinator is on the first device.
+
+    None where there are no ``devices``: local workers have no cables.
+    """
+    if not devices:
+        return 0.0
+    carried: dict[tuple[int, str], int] = {}
     for link, num_bytes in bytes_per_link.items():
-        source, _, target = (_device(end) for end in link.partition(" -> "))
+        source, target = (_device(end) for end in link.split(" -> "))
         if source != target:
             for key in ((source, "out"), (target, "in")):
                 carried[key] = carried.get(key, 0) + num_bytes
-    return max(carried.values(), default=0)
+    seconds = (8 * count / devices[device]["link"]["rate_bits_per_s"] for (device, _), count in carried.items())
+    return max(seconds, default=0.0)
 
 
-def _device(participant: str) -> str:
-    return "0" if participant == "home" else participant.partition(":")[0]
+def _device(participant: str) -> int:
+    return 0 if participant == "home" else int(participant.partition(":")[0])
 
 
 def engine_seconds(
@@ -198,12 +207,15 @@ def table_of(found: Sequence[Limit], engine: str) -> Table:
     sliced = any(one.slice_ms is not None for one in found)
     table = Table(box=box.SIMPLE_HEAD, title="milliseconds", title_justify="left")
     table.add_column("run")
-    slices = (f"{engine}, a slice", "bound", "within 10 %") if sliced else ("bound",)
+    slices = (f"{engine}, a slice", "bound", "within 10 %") if sliced else ("least", "bound")
     for column in (engine, "divided", "the bar asks", *slices, "wire", "measured"):
         table.add_column(column, justify="right")
     table.add_column("what stands before the bar")
     for one in found:
-        bound = (_number(one.slice_ms), _number(one.bound_ms), one.executor) if sliced else (_number(one.bound_ms),)
+        bound = (
+            (_number(one.slice_ms), _number(one.bound_ms), one.executor) if sliced
+            else (_number(one.least_ms), _number(one.bound_ms))
+        )  # fmt: skip
         before = (_number(one.engine_ms), _number(one.divided_ms), _number(one.bar_ms))
         table.add_row(one.name, *before, *bound, _number(one.wire_ms), _number(one.measured_ms), one.verdict)
     return table
@@ -229,7 +241,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         found, engine = recorded_limits(arguments.results), "best engine"
     else:
         found, engine = limits(arguments.results, arguments.engine, arguments.rounds), arguments.engine
-    Console(width=160).print(table_of(found, engine))
+    if not found:
+        made.error("no run in these folders has a plan of ours, an engine and, with --recorded, a bar")
+    Console(width=180).print(table_of(found, engine))
 
 
 if __name__ == "__main__":

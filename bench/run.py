@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from bench.bars import CASES, FAIL, MOST_OFF, Case, prediction, verdict_line, verdicts
+from bench.bars import CASES, FAIL, MOST_OFF, Case, file_stem, prediction, verdict_line, verdicts
 
 ROUNDS = 100
 """From so many on, medians of ratios have intervals worth deciding by."""
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(case: Case, folder: Path, rounds: int) -> tuple[dict[str, Any] | None, str]:
     """What edgedi-bench found, or why it found nothing."""
-    stem = "".join(letter if letter.isalnum() else "-" for letter in case.name)
+    stem = file_stem(case)
     near = Path(os.path.relpath(folder))  # commands stand in the results, and places of this machine are nobody's
     path, page = near / f"{stem}.json", near / f"{stem}.html"
     path.unlink(missing_ok=True)

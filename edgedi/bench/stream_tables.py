@@ -12,7 +12,7 @@ from rich.table import Table
 
 from edgedi.bench.numbers import Ratio, spread
 from edgedi.bench.streams import THROUGHPUT, Row, StreamReport
-from edgedi.bench.words import emulation_remarks
+from edgedi.bench.words import SHARE_REMARK, emulation_remarks
 
 FORMAT = 1
 """Rises when a name or a meaning changes."""
@@ -56,8 +56,8 @@ def stream_remarks(report: StreamReport) -> Iterator[str]:
     yield (
         f"A turn is a stream of {report.settings.repeat} requests of the shape given, {report.in_flight} of them in "
         "flight on all workers; engines answer one after another. times: the median of ratios within each round and "
-        "its 95 % interval, against that engine on ONE device; at once: as many processes as workers, on cores of "
-        "their own; predicted: by the placement; difference: largest, as a share of the model's largest value."
+        f"its 95 % interval, against that engine on ONE device; at once: {_at_once(report)}; predicted: by the "
+        "placement; difference: largest, as a share of the model's largest value."
     )
     for row in report.rows:
         if row.result.name == THROUGHPUT and row.placement is not None:
@@ -69,8 +69,16 @@ def stream_remarks(report: StreamReport) -> Iterator[str]:
         yield from emulation_remarks(report.emulation, report.late_s)
     elif not report.pinned:
         yield "Workers are not pinned by this command: it does not own them, or there are fewer cores than threads."
+    if report.settings.share and not report.emulation:
+        yield SHARE_REMARK
     for engine, reason in report.not_compared.items():
         yield f"Not compared: {engine}. {reason}"
+
+
+def _at_once(report: StreamReport) -> str:
+    if report.emulation:
+        return "one process, whose rate counts for each device by that device's speed"
+    return "as many processes as workers, on cores of their own"
 
 
 def _replica(workers: tuple[int, ...], planner: str) -> str:

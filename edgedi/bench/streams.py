@@ -3,7 +3,7 @@
 A contender's turn is a stream of several requests and counts as the seconds of one of them on average. An engine
 answers its requests one after another, in a process pinned like one worker. The same engine in one process for each
 worker, all at once and with nothing between them, is what the devices could do if somebody else dealt the requests.
-Emulated devices share nothing, so that there one process is timed, as each of them in turn.
+Emulated devices share nothing: there one process is timed, and its rate counts for each device by that device's speed.
 """
 
 from __future__ import annotations
@@ -64,22 +64,17 @@ class StreamContender:
 
 
 class EngineGroup:
-    """An engine in one process for each device, all at once; the rates of the processes add up.
+    """An engine in one process for each device, all at once; the rates of the processes add up."""
 
-    ``speeds`` are those of emulated devices, relative to the one that the only process is: it stands for all of them.
-    """
-
-    def __init__(
-        self, name: str, engines: Sequence[EngineContender], count: int, *, speeds: Sequence[float] = (1.0,)
-    ) -> None:
-        self.name, self.num_devices = name, len(engines) * len(speeds)
-        self._engines, self._count, self._speed = tuple(engines), count, sum(speeds)
+    def __init__(self, name: str, engines: Sequence[EngineContender], count: int) -> None:
+        self.name, self.num_devices = name, len(engines)
+        self._engines, self._count = tuple(engines), count
         self._threads = ThreadPoolExecutor(len(engines))
 
     def seconds(self, index: int) -> float:
-        """One over the requests a second of all devices together, by the engines' own clocks."""
+        """One over the requests a second of all processes together, by the engines' own clocks."""
         taken = list(self._threads.map(lambda engine: self._mean_s(engine, index), self._engines))
-        return 1 / sum(self._speed / seconds for seconds in taken)
+        return 1 / sum(1 / seconds for seconds in taken)
 
     def _mean_s(self, engine: EngineContender, index: int) -> float:
         return sum(engine.seconds(index) for _ in range(self._count)) / self._count
@@ -91,6 +86,18 @@ class EngineGroup:
     def close(self) -> None:
         """End the threads; the processes belong to whoever started them."""
         self._threads.shutdown()
+
+
+class EmulatedGroup(EngineGroup):
+    """One process that stands for all emulated devices, whose ``speeds`` are relative to the one that it is."""
+
+    def __init__(self, name: str, engine: EngineContender, count: int, speeds: Sequence[float]) -> None:
+        super().__init__(name, [engine], count)
+        self.num_devices, self._speed = len(speeds), sum(speeds)
+
+    def seconds(self, index: int) -> float:
+        """See ``EngineGroup``."""
+        return super().seconds(index) / self._speed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +166,8 @@ class _Run:
         self._settings, self._machine, self._network, self._inputs = settings, machine, network, inputs
         self._stack, self._teller = stack, teller
         self._not_compared = dict(missing)
+        self._cores = deal(1 if settings.testbed else settings.num_workers, settings.threads)
+        """Of the engine's processes; dealt before anybody is pinned."""
         self._ended = ""
 
     def report(self, own: list[Tensor]) -> StreamReport:
@@ -199,7 +208,8 @@ class _Run:
             return error.results
 
     def _sessions(self, devices: Devices) -> list[StreamContender]:
-        """One worker, each planner's plan for latency with as many requests in flight, and what throughput chooses."""
+        """One worker (of all the one that ``single`` takes), each planner's plan for latency with as many requests in
+        flight, and what throughput chooses."""
         made = [self._session(ONE_WORKER, devices, "single", "latency")]
         for planner in self._settings.planners:
             made.append(self._session(f"{planner}, in flight", devices, planner, "latency"))
@@ -234,13 +244,15 @@ class _Run:
 
     def _groups(self, name: str, tensors: Path) -> list[EngineGroup]:
         """The engine on one device, and on all of them at once."""
-        settings, testbed, several = self._settings, self._settings.testbed, self._settings.num_workers
-        speeds = [testbed.least_slowdown / device.speed.slowdown for device in testbed.devices] if testbed else [1.0]
-        engines = [self._start(name, tensors, cores) for cores in deal(several // len(speeds), settings.threads)]
-        made = [EngineGroup(name, engines[:1], settings.repeat)]
-        if several > 1:
-            made += [EngineGroup(f"{name}, {several} at once", engines, settings.repeat, speeds=speeds)]
-        return made
+        testbed, several, count = self._settings.testbed, self._settings.num_workers, self._settings.repeat
+        engines = [self._start(name, tensors, cores) for cores in self._cores]
+        alone, together = EngineGroup(name, engines[:1], count), f"{name}, {several} at once"
+        if several == 1:
+            return [alone]
+        if testbed is None:
+            return [alone, EngineGroup(together, engines, count)]
+        speeds = [testbed.least_slowdown / device.speed.slowdown for device in testbed.devices]
+        return [alone, EmulatedGroup(together, engines[0], count, speeds)]
 
     def _start(self, name: str, tensors: Path, cores: Sequence[int]) -> EngineContender:
         settings = self._settings

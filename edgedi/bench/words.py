@@ -24,6 +24,9 @@ def megabytes(count: float) -> str:
     return f"{count:.0f} B"
 
 
+SHARE_REMARK = "The first worker is this process: it holds the input, and joins the answer on the same core."
+
+
 def like(wrong: str, names: Iterable[str]) -> str:
     """What may have been meant, as the end of a sentence; nothing where no name is near."""
     close = difflib.get_close_matches(wrong, list(names), n=3)
@@ -63,7 +66,7 @@ def caveats(report: Report) -> Iterator[str]:
     elif not report.pinned:
         yield "Workers are not pinned by this command: it does not own them, or there are fewer cores than threads."
     if report.settings.share and not report.emulation:
-        yield "The first worker is this process: it holds the input, and joins the answer on the same core."
+        yield SHARE_REMARK
     if report.settings.workers and report.singles:
         yield "The engines ran on this machine, the workers on theirs."
     for engine, reason in report.not_compared.items():

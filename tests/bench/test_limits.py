@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from bench.limits import Limit, busiest_bytes, limit_of, main, recorded_limits
+from bench.limits import Limit, limit_of, main, recorded_limits, wire_seconds
 
 RUN: dict[str, Any] = {
+    "machine": {"date": "2026-11-22 02:06 UTC"},
     "settings": {
         "model": "torchvision:vgg16",
         "shapes": [[1, 3, 224, 224]],
@@ -27,7 +28,7 @@ RUN: dict[str, Any] = {
 def test_a_run_is_held_against_what_the_best_engine_and_its_slice_take():
     limit = limit_of(RUN, engine_s=1.25, slice_s=0.55, least_speedup=1.6)
     assert limit is not None
-    assert limit.name == "pi4x2 vgg16 224"
+    assert limit.name == "pi4x2 vgg16 224, 2026-11-22 02:06"
     assert limit.bar_ms == pytest.approx(750)
     assert limit.wire_ms == pytest.approx(100)
     assert limit.divided_ms == pytest.approx(625)
@@ -54,19 +55,30 @@ def test_what_stands_before_the_bar(
     slice_ms: float | None, bound_ms: float, wire_ms: float, measured_ms: float, executor: str, verdict: str
 ):
     limit = Limit(
-        name="x", engine_ms=200, divided_ms=100, bar_ms=100, slice_ms=slice_ms, bound_ms=bound_ms, wire_ms=wire_ms,
-        measured_ms=measured_ms,
+        name="x", engine_ms=200, divided_ms=100, bar_ms=100, slice_ms=slice_ms, least_ms=bound_ms, bound_ms=bound_ms,
+        wire_ms=wire_ms, measured_ms=measured_ms,
     )  # fmt: skip
     assert (limit.executor, limit.verdict) == (executor, verdict)
+
+
+def test_a_plan_that_computes_more_than_another_to_spare_messages_is_told():
+    limit = Limit(
+        name="x", engine_ms=200, divided_ms=100, bar_ms=100, slice_ms=None, least_ms=95, bound_ms=105, wire_ms=1,
+        measured_ms=150,
+    )  # fmt: skip
+    assert limit.verdict == "messages: computing more spares some"
 
 
 def test_a_cable_carries_all_that_its_device_sends_and_the_coordinator_is_on_the_first():
     bytes_per_link = {
         "home -> 0": 1_000, "home -> 1": 200, "0 -> 1": 30, "1 -> 2": 400, "2 -> 1": 5, "0 -> home": 9, "2 -> home": 60,
     }  # fmt: skip
-    assert busiest_bytes(bytes_per_link) == 400
-    assert busiest_bytes({"home -> 0:here": 1_000, "home -> 1:pi": 200, "home -> 2:pi": 300}) == 500
-    assert busiest_bytes({}) == 0
+    devices = [{"link": {"rate_bits_per_s": 8}}] * 3
+    assert wire_seconds(bytes_per_link, devices) == 400
+    assert wire_seconds({"home -> 0:here": 1_000, "home -> 1:pi": 200, "home -> 2:pi": 300}, devices) == 500
+    assert wire_seconds({"home -> 1": 100, "home -> 2": 300}, [*devices[:2], {"link": {"rate_bits_per_s": 2}}]) == 1200
+    assert wire_seconds({}, devices) == 0
+    assert wire_seconds(bytes_per_link, []) == 0
 
 
 def test_of_runs_on_another_machine_their_own_numbers_are_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -91,3 +103,10 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.Capt
         main(["--results", str(tmp_path / "nowhere")])
     assert ended.value.code == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_folders_without_a_run_that_counts_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["--recorded", "--results", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "no run in these folders" in capsys.readouterr().err

@@ -227,6 +227,7 @@ def test_a_stream_on_emulated_devices_counts_each_of_them(
     rows = {row["name"]: row for row in found["rows"]}
     assert list(rows) == ["one worker", "equal, in flight", "throughput", "eager", "eager, 2 at once"]
     assert [row["num_devices"] for row in rows.values()][::4] == [1, 2]
+    assert "one process, whose rate counts for each device" in printed
     assert found["in_flight"] == 6
     assert (found["workers"], found["same"], found["pinned"]) == (["here", "second"], True, False)
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from edgedi.bench import streams
-from edgedi.bench.streams import EngineGroup, StreamContender
+from edgedi.bench.cores import deal
+from edgedi.bench.streams import EmulatedGroup, EngineContender, EngineGroup, StreamContender
 from edgedi.cli.bench import main
 from edgedi.errors import WorkerLost
 from edgedi.partition.plan.placement import Placement
@@ -54,7 +55,7 @@ def test_rates_of_processes_at_once_add_up() -> None:
 
 def test_one_process_stands_for_emulated_devices_of_several_speeds() -> None:
     engine = Engine(0.5)
-    group = EngineGroup("three", [engine], 2, speeds=(1.0, 0.5, 0.5))  # type: ignore[list-item]
+    group = EmulatedGroup("three", engine, 2, (1.0, 0.5, 0.5))  # type: ignore[arg-type]
     assert group.seconds(0) == pytest.approx(0.25)
     assert (group.num_devices, engine.asked) == (3, 2)
     group.close()
@@ -92,13 +93,36 @@ def test_without_engines_there_are_only_sessions(workers: LocalWorkers, tmp_path
     assert found["settings"]["repeat"] == 20
 
 
-def test_this_process_takes_part_with_a_share(tmp_path: Path) -> None:
-    path = tmp_path / "s.json"
-    given = ("--local", "2", "--share", "--against", "none", "--repeat", "3", "--json", str(path))
+def test_this_process_takes_part_with_a_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Engines get the cores that the workers have, although this process is on the first of them by then."""
+    cores = list[list[int]]()
+
+    class Noting(EngineContender):
+        def __init__(self, engine: str, model: str, tensors: Path, given: list[int], *others: Any, **more: Any) -> None:
+            cores.append(given)
+            super().__init__(engine, model, tensors, given, *others, **more)
+
+    monkeypatch.setattr(streams, "EngineContender", Noting)
+    path, dealt = tmp_path / "s.json", deal(2, 1)
+    given = ("--local", "2", "--share", "--against", "eager", "--repeat", "3", "--json", str(path))
     assert main([*CHAIN, *given]) == 0
     found = json.loads(path.read_text())
     assert found["workers"][0] == "here"
     assert (len(found["workers"]), found["in_flight"], found["same"]) == (2, 6, True)
+    assert cores == dealt
+    assert "The first worker is this process" in capsys.readouterr().out
+
+
+def test_this_process_alone_and_beside_running_workers(workers: LocalWorkers, tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    given = ("--share", "--against", "none", "--repeat", "3", "--json", str(path))
+    assert main([*CHAIN, "--local", "1", *given]) == 0
+    assert json.loads(path.read_text())["workers"] == ["here"]
+    assert main([*CHAIN, "--workers", workers.addresses[0], *given]) == 0
+    found = json.loads(path.read_text())
+    assert (found["workers"][0], len(found["workers"]), found["same"]) == ("here", 2, True)
 
 
 def test_a_run_that_loses_a_worker_keeps_its_complete_rounds(

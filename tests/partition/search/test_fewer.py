@@ -15,6 +15,7 @@ from edgedi.partition.plan.plan import HOME
 from edgedi.partition.plan.simulate import simulate
 from edgedi.partition.planners.oodp import oodp
 from edgedi.partition.search.fewer import of_some
+from edgedi.partition.search.search import search
 from tests.partition.graphs import Builder, clusters, graphs, vgg16
 
 
@@ -61,6 +62,17 @@ def test_a_plan_without_a_worker_is_one_of_the_whole_cluster() -> None:
     assert all(not len(segment.shares[1]) for segment in plan.segments if segment.shares)
     assert all(segment.on != 1 for segment in plan.segments)
     simulate(lower(plan, graph))
+
+
+def test_prices_on_another_cluster_are_those_of_a_model_made_for_it() -> None:
+    """Walks are shared, prices are not: a model that has searched on one cluster searches alike on another."""
+    graph = vgg16(32)
+    used = CostModel(graph, ClusterProfile.uniform(4, latency_s=1e-3))
+    search(used)
+    for cluster in (ClusterProfile.uniform(3).with_speeds((1, 2, 5)), ClusterProfile.uniform(2, flops_per_s=1e8)):
+        assert search(used.on(cluster)) == search(CostModel(graph, cluster))
+        assert used.on(cluster).cluster is cluster
+    assert search(used) == search(CostModel(graph, used.cluster))
 
 
 def test_links_keep_their_ends() -> None:
