@@ -9,6 +9,7 @@ What it cannot express is left to torch: ``build`` then returns ``None``.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ def available() -> bool:
     return importlib.util.find_spec("openvino") is not None
 
 
+@functools.cache  # it is read from disk, and every greeting of a worker says it
 def version() -> str:
     """The engine's name and version, such as ``openvino-2026.4.1``."""
     return f"{NAME}-{importlib.metadata.version(NAME)}"

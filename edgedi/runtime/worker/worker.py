@@ -54,6 +54,8 @@ from edgedi.runtime.worker.state import WorkerState
 
 log = logging.getLogger("edgedi.worker")
 _IDLE_POLL_MS = 1_000
+MOST_AT_ONCE = 16
+"""Messages after which a worker computes, however many more there are: who floods it must not keep others waiting."""
 
 
 @dataclass(slots=True)
@@ -120,11 +122,12 @@ class Worker:
         self._pace.forget()
         try:
             with inference(), contextlib.suppress(KeyboardInterrupt):
+                is_more = False
                 while not self._stopped:
-                    if not self._spin():
+                    if not is_more and not self._spin():
                         self._pace.wait(self._sockets.poller.poll, _IDLE_POLL_MS)
                     self._sockets.accept_halos()
-                    self._drain()
+                    is_more = self._drain()
                     self._do(events.Tick(self._clock()))
         finally:
             self.close()
@@ -181,15 +184,25 @@ class Worker:
 
     # --- events in, actions out ---------------------------------------------------------------------------------------
 
-    def _drain(self) -> None:
-        """Take every message that is there, then run what can run; again until neither gives anything."""
+    def _drain(self) -> bool:
+        """Take the messages that are there, then run what can run; again until neither gives anything.
+
+        True where it stopped before that, as there were ``MOST_AT_ONCE`` messages: something ran after them all the
+        same, and now it is the turn of what else a worker does.
+        """
+        left = MOST_AT_ONCE
         while not self._stopped:
             took = self._take_halos()
             received = self._sockets.receive()
             if received is not None:
                 self._receive(*received)
+                left -= 1
+                if not left:
+                    self._run_requests()
+                    return True
             elif not took and not self._run_requests():
-                return
+                return False
+        return False
 
     def _take_halos(self) -> bool:
         return self._sockets.take_halos(self._receive_halo)
