@@ -1,0 +1,1 @@
+"""Exact simplification: what holds whatever the input, proven on the exported graph, then cut from the modules."""
