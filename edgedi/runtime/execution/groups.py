@@ -32,15 +32,20 @@ REPEATS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One chain of runs: how many, what both took, and whether the engine computes it."""
+    """One chain of runs: its layers, what both took, and whether the engine computes it."""
 
-    num_runs: int
+    layers: tuple[str, ...]
     torch_s: float
     engine_s: float
 
     @property
     def engine(self) -> bool:
         return self.engine_s <= FASTER_BY * self.torch_s
+
+    @property
+    def factor(self) -> float:
+        """What share of torch's time the chain takes."""
+        return self.engine_s / self.torch_s if self.engine else 1.0
 
 
 class EngineGroups:
@@ -54,7 +59,7 @@ class EngineGroups:
     def factor(self) -> float:
         """What share of torch's time the chains take with what was chosen for each; 1 where there are none."""
         torch_s = sum(choice.torch_s for choice in self.choices)
-        chosen_s = sum(choice.engine_s if choice.engine else choice.torch_s for choice in self.choices)
+        chosen_s = sum(choice.factor * choice.torch_s for choice in self.choices)
         return chosen_s / torch_s if torch_s else 1.0
 
     @property
@@ -101,7 +106,8 @@ class EngineGroups:
             return None
         slots = dict(zip(read, inputs, strict=True))
         torch_s, engine_s = self._least(lambda: _walk(chain, dict(slots)), lambda: kernel(*inputs))
-        choice = Choice(num_runs=len(chain), torch_s=torch_s, engine_s=engine_s)
+        layers = tuple(step.instruction.piece.tensor for step in chain)
+        choice = Choice(layers=layers, torch_s=torch_s, engine_s=engine_s)
         self.choices.append(choice)
         if not choice.engine:
             return None

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from edgedi.partition.plan.memory import program_bytes
-from edgedi.partition.plan.program import UNSPLIT, Program, Run
+from edgedi.partition.plan.program import UNSPLIT, Program, Recv, Run
 from edgedi.runtime.execution.executor import LoadedProgram
 from edgedi.runtime.execution.groups import EngineGroups
 from edgedi.runtime.execution.loading import INPUT, WorkerMemoryError, digests_of, has_room_for_engine, load, read_graph
@@ -63,16 +63,22 @@ def measure_described(
 ) -> tuple[tuple[Measurement, ...], float]:
     """Measure a program as a coordinator describes it, on weights that are noise; and ``groups``' factor for all of it.
 
+    A program that says what it receives is measured as it would run: seconds of its layers are those in the chains that
+    ``groups`` makes, and the factor is 1. Where layers are only listed, they are timed one by one; the factor is told
+    if none of them is cut.
+
     Where all of it does not fit into ``limit_bytes``, layer by layer (with warmer weights than in a request); a layer
     that does not fit by itself is left out.
     """
+    instructions = Program.parse(text).instructions
+    as_it_runs = any(isinstance(instruction, Recv) for instruction in instructions)
 
     def run(program: str, described: tuple[dict[str, Any], ...]) -> tuple[Measurement, ...]:
         packer = Packer() if fast else None
         names = set(digests_of(described))
         store = noise_store([weight for weight in weights if weight["digest"] in names], packer, device)
         loaded = load(program, described, store, packer, limit_bytes=limit_bytes, device=device)
-        if groups is not None and all(step.instruction.piece.dim == UNSPLIT for step in loaded.steps):
+        if groups is not None and (as_it_runs or all(s.instruction.piece.dim == UNSPLIT for s in loaded.steps)):
             groups(loaded.steps, lambda name, cut: store.lend(name), loaded.graph)
         return measure_program(loaded, repeats, clock)
 
@@ -82,13 +88,24 @@ def measure_described(
         groups = None
     if limit_bytes is None or weight_bytes <= limit_bytes:
         with contextlib.suppress(WorkerMemoryError):
-            return run(text, layers), groups.factor if groups is not None else 1.0
-    measured: list[Measurement] = []
-    for instruction in Program.parse(text).instructions:
+            measured = run(text, layers)
+            if groups is None or as_it_runs:
+                return _in_chains(measured, groups), 1.0
+            return measured, groups.factor
+    found: list[Measurement] = []
+    for instruction in instructions:
+        if not isinstance(instruction, Run):
+            continue
         alone = Program(participant=0, instructions=(instruction,))
         with contextlib.suppress(WorkerMemoryError):
-            measured += run(str(alone), _alone(layers, instruction.piece.tensor))
-    return tuple(measured), 1.0
+            found += run(str(alone), _alone(layers, instruction.piece.tensor))
+    return tuple(found), 1.0
+
+
+def _in_chains(measured: tuple[Measurement, ...], groups: EngineGroups | None) -> tuple[Measurement, ...]:
+    """Seconds of layers as part of the chains that an engine computes."""
+    factors = {layer: choice.factor for choice in groups.choices for layer in choice.layers} if groups else {}
+    return tuple((name, kind, length, factors.get(name, 1.0) * s) for name, kind, length, s in measured)
 
 
 def _alone(layers: tuple[dict[str, Any], ...], name: str) -> tuple[dict[str, Any], ...]:

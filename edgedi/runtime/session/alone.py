@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from edgedi.partition.plan.program import Program, ProgramSet, Run
+from edgedi.partition.plan.program import ProgramSet, Run
 from edgedi.runtime.coordinator.coordinator import Coordinator, answer_of
 from edgedi.runtime.coordinator.profiler import MEASURE_TIMEOUT_S, weight_specs
 from edgedi.runtime.execution.loading import Shipment
@@ -29,23 +29,14 @@ def seconds_alone(
     asked = {
         participant: coordinator.ask(link, _message(programs, participant, shipment), Measured)
         for participant, link in enumerate(links)
-        if _computing(programs.programs[participant])
+        if any(isinstance(instruction, Run) for instruction in programs.programs[participant].instructions)
     }
-    found = {p: _seconds(answer_of(future, MEASURE_TIMEOUT_S, "measuring the bound")) for p, future in asked.items()}
+    answers = {p: answer_of(future, MEASURE_TIMEOUT_S, "measuring the bound") for p, future in asked.items()}
+    found = {p: {layer: seconds for layer, _, _, seconds in answer.seconds} for p, answer in answers.items()}
     return tuple(found.get(participant, {}) for participant in range(len(links)))
 
 
-def _seconds(measured: Measured) -> dict[str, float]:
-    """Seconds by layer; with an engine where that computes the whole share faster."""
-    factor = min(1.0, measured.engine_factor)
-    return {layer: factor * seconds for layer, _, _, seconds in measured.seconds}
-
-
-def _computing(program: Program) -> tuple[Run, ...]:
-    return tuple(instruction for instruction in program.instructions if isinstance(instruction, Run))
-
-
 def _message(programs: ProgramSet, participant: int, shipment: Shipment) -> Measure:
-    program = Program(participant=0, instructions=_computing(programs.programs[participant]))
-    layers = shipment.describe(ProgramSet(graph=programs.graph, programs={0: program}), 0)
-    return Measure(program=str(program), layers=layers, weights=weight_specs(layers, shipment), repeats=REPEATS)
+    """The program as it is deployed, exchanges included: where they stand, an engine's chains of layers end."""
+    layers, text = shipment.describe(programs, participant), str(programs.programs[participant])
+    return Measure(program=text, layers=layers, weights=weight_specs(layers, shipment), repeats=REPEATS)

@@ -304,7 +304,8 @@ class Measure:
 class Measured:
     """W -> C, the answer to ``Measure``: tuples (layer, axis, length along that axis, seconds).
 
-    ``engine_factor`` is what share of those seconds the whole takes where an engine computes chains of layers.
+    ``engine_factor`` is what share of those seconds the whole takes where an engine computes chains of layers; 1 where
+    they are the engine's already, as of a program that says what it receives.
     """
 
     seconds: tuple[tuple[str, str, int, float], ...]

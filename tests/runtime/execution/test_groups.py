@@ -102,7 +102,7 @@ def test_the_answer_is_the_models(axis: str, num_workers: int) -> None:
     for _ in range(2):
         assert relative_difference(process(x), own) <= TOLERANCE
     if num_workers == 1:
-        assert sum(choice.num_runs for choice in groups.choices) >= 10
+        assert sum(len(choice.layers) for choice in groups.choices) >= 10
         assert all(choice.engine for choice in groups.choices)
 
 
@@ -206,8 +206,8 @@ def test_short_chains_are_left_alone() -> None:
 
 
 def test_a_choice_asks_for_more_than_noise() -> None:
-    assert Choice(num_runs=5, torch_s=1.0, engine_s=FASTER_BY).engine
-    assert not Choice(num_runs=5, torch_s=1.0, engine_s=0.99).engine
+    assert Choice(layers=("conv",), torch_s=1.0, engine_s=FASTER_BY).engine
+    assert not Choice(layers=("conv",), torch_s=1.0, engine_s=0.99).engine
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from edgedi.partition.capture.capture import Capture, capture_model
+from edgedi.partition.plan.lowering import lower
 from edgedi.partition.plan.memory import program_bytes
 from edgedi.partition.plan.program import Program, ProgramSet, Run
 from edgedi.runtime.coordinator.profiler import profile_programs
@@ -18,6 +20,7 @@ from edgedi.runtime.execution.measure import Measurement, measure_described
 from edgedi.runtime.execution.weights import weight_digest
 from edgedi.runtime.kernels import openvino_graph
 from edgedi.runtime.wire.payloads import tensor_bytes
+from tests.plans import axis_plan
 from tests.runtime.networks import image, small
 
 Described = tuple[Program, tuple[dict[str, Any], ...], list[dict[str, Any]]]
@@ -33,14 +36,18 @@ def capture() -> Capture:
 def described(capture: Capture) -> Described:
     """All layers whole, as a coordinator tells of them."""
     program = profile_programs(capture.graph)["whole", 1]
+    return described_as(capture, ProgramSet(graph=capture.graph, programs={0: program}), 0)
+
+
+def described_as(capture: Capture, programs: ProgramSet, participant: int) -> Described:
     shipment = Shipment(capture.weights, weight_digest)
-    layers = shipment.describe(ProgramSet(graph=capture.graph, programs={0: program}), 0)
+    layers = shipment.describe(programs, participant)
     weights = [
         {"digest": name, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": tuple(tensor.shape)}
         for name, tensor in shipment.tensors.items()
     ]
     assert set(digests_of(layers)) == {weight["digest"] for weight in weights}
-    return program, layers, weights
+    return programs.programs[participant], layers, weights
 
 
 def measured(
@@ -92,6 +99,25 @@ class TestEngine:
         groups = quick_engine()
         assert measured(described, None, groups)[1] == pytest.approx(0.25)
         assert groups.takes_any
+
+    def test_a_program_that_receives_is_measured_as_it_runs(self) -> None:
+        """Its chains end where it exchanges; layers of a chain take the engine's share of torch's time, others all."""
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), *(nn.Conv2d(8, 8, 3) for _ in range(7))).eval()
+        capture = capture_model(model, (image(),))
+        programs = lower(axis_plan(capture.graph, 2, "rows", depth=6), capture.graph)
+        groups = quick_engine()
+        found, factor = measured(described_as(capture, programs, 0), None, groups)
+        assert [len(choice.layers) for choice in groups.choices] == [6]
+        assert [seconds for *_, seconds in found] == [0.25] * 6 + [1.0] * 2
+        assert factor == 1.0
+
+    def test_layers_that_are_cut_and_only_listed_are_timed_one_by_one(self, capture: Capture) -> None:
+        program = next(p for (axis, _), p in profile_programs(capture.graph).items() if axis == "rows")
+        groups = quick_engine()
+        programs = ProgramSet(graph=capture.graph, programs={0: program})
+        found, factor = measured(described_as(capture, programs, 0), None, groups)
+        assert {seconds for *_, seconds in found} == {1.0}
+        assert (factor, groups.choices) == (1.0, [])
 
     @pytest.mark.parametrize(("spare", "factor"), [(0, 0.25), (-1, 1.0)])
     def test_half_of_a_limit_must_hold_it(
