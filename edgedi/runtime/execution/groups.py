@@ -2,7 +2,7 @@
 
 Between two exchanges a program is a chain of RUN instructions. PyTorch takes each from Python, some 20 microseconds a
 layer, and some memory; an engine takes the whole chain at once. For large layers that is nothing, for small ones a
-third of their time. So both are timed on noise when the program is loaded, and the faster one is kept.
+third of their time. So all are timed on noise when the program is loaded, and the fastest is kept.
 
 Measured at every load: two deployments of one plan may choose differently, and then differ in rounding.
 """
@@ -10,8 +10,10 @@ Measured at every load: two deployments of one plan may choose differently, and 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from edgedi.partition.graph.graph import LayerGraph
 from edgedi.partition.graph.operators import weight_interval
@@ -19,8 +21,7 @@ from edgedi.partition.plan.program import Piece, Run
 from edgedi.partition.plan.simulate import region_of
 from edgedi.runtime.execution.executor import Step, WeightOf
 from edgedi.runtime.execution.tensors import Tensor, inference, random_piece
-from edgedi.runtime.kernels import openvino_graph
-from edgedi.runtime.kernels.openvino_graph import Group
+from edgedi.runtime.kernels.group import Engine, Group, GroupKernel, takes
 from edgedi.runtime.kernels.prepare import Task, task_of
 
 LEAST_RUNS = 5
@@ -32,27 +33,29 @@ REPEATS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One chain of runs: its layers, what both took, and whether the engine computes it."""
+    """One chain of runs: its layers, what torch and each engine took, and which computes it."""
 
     layers: tuple[str, ...]
     torch_s: float
-    engine_s: float
+    engines_s: Mapping[str, float]
 
     @property
-    def engine(self) -> bool:
-        return self.engine_s <= FASTER_BY * self.torch_s
+    def engine(self) -> str | None:
+        """``None`` where it is torch."""
+        fastest = min(self.engines_s, key=self.engines_s.__getitem__)
+        return fastest if self.engines_s[fastest] <= FASTER_BY * self.torch_s else None
 
     @property
     def factor(self) -> float:
         """What share of torch's time the chain takes."""
-        return self.engine_s / self.torch_s if self.engine else 1.0
+        return 1.0 if self.engine is None else self.engines_s[self.engine] / self.torch_s
 
 
 class EngineGroups:
     """A ``regroup`` for ``LoadedProgram``; ``choices`` says what it found."""
 
-    def __init__(self, threads: int, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._threads, self._clock = threads, clock
+    def __init__(self, engines: Sequence[Engine], threads: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._engines, self._threads, self._clock = engines, threads, clock
         self.choices: list[Choice] = []
 
     @property
@@ -65,11 +68,12 @@ class EngineGroups:
     @property
     def takes_any(self) -> bool:
         """Whether an engine computes any chain."""
-        return any(choice.engine for choice in self.choices)
+        return any(choice.engine is not None for choice in self.choices)
 
     def __str__(self) -> str:
-        taken = sum(choice.engine for choice in self.choices)
-        return f"torch; {openvino_graph.NAME} for {taken} of {len(self.choices)} chains" if self.takes_any else "torch"
+        counts = Counter(choice.engine for choice in self.choices if choice.engine is not None)
+        taken = ", ".join(f"{name} for {count}" for name, count in counts.most_common())
+        return f"torch; {taken} of {len(self.choices)} chains" if taken else "torch"
 
     def __call__(self, steps: tuple[Step, ...], weight: WeightOf, graph: LayerGraph) -> tuple[Step, ...]:
         changed = list(steps)
@@ -101,15 +105,8 @@ class EngineGroups:
                 **{made[slot]: tuple(random_piece(made[slot], graph).shape) for slot in wanted},
             },
         )
-        kernel = openvino_graph.build(group, self._threads) if read else None
+        kernel = self._fastest(group, chain, dict(zip(read, inputs, strict=True))) if read else None
         if kernel is None:
-            return None
-        slots = dict(zip(read, inputs, strict=True))
-        torch_s, engine_s = self._least(lambda: _walk(chain, dict(slots)), lambda: kernel(*inputs))
-        layers = tuple(step.instruction.piece.tensor for step in chain)
-        choice = Choice(layers=layers, torch_s=torch_s, engine_s=engine_s)
-        self.choices.append(choice)
-        if not choice.engine:
             return None
         idle = [replace(step, kernel=None, reads=(), frees=()) for step in chain[:-1]]
         # One output is a tuple of one for the engine, and for a step of several outputs only.
@@ -117,6 +114,22 @@ class EngineGroups:
         frees = tuple(slot for slot in freed if slot in read)
         last = Step(chain[-1].instruction, one, tuple(read), wanted[0], frees, tuple(wanted[1:]))
         return [*idle, last]
+
+    def _fastest(self, group: Group, chain: Sequence[Step], slots: Mapping[int, Tensor]) -> GroupKernel | None:
+        """The engine's function that computes the chain; ``None`` where torch is faster, or no engine takes it."""
+        built = {engine.name: engine.build(group, self._threads) for engine in self._engines}
+        kernels = {name: kernel for name, kernel in built.items() if kernel is not None}
+        if not kernels:
+            return None
+        runs = [partial(kernel, *slots.values()) for kernel in kernels.values()]
+        torch_s, *engines_s = self._least(lambda: _walk(chain, dict(slots)), *runs)
+        choice = Choice(
+            layers=tuple(step.instruction.piece.tensor for step in chain),
+            torch_s=torch_s,
+            engines_s=dict(zip(kernels, engines_s, strict=True)),
+        )
+        self.choices.append(choice)
+        return None if choice.engine is None else kernels[choice.engine]
 
     def _least(self, *runs: Callable[[], object]) -> tuple[float, ...]:
         """The least seconds of each, in turn: what disturbs the device disturbs all, and each finds the caches as the
@@ -170,4 +183,4 @@ def _task(step: Step, weight: WeightOf, graph: LayerGraph) -> Task | None:
         return None
     cut = weight_interval(layer, region_of(run.piece))
     task = task_of(run, graph, {role: weight(name, cut) for role, name in layer.weights.items()})
-    return task if openvino_graph.takes(task) else None
+    return task if takes(task) else None

@@ -17,7 +17,9 @@ from edgedi.runtime.execution.loading import Expected, WorkerMemoryError, expect
 from edgedi.runtime.execution.measure import measure_described
 from edgedi.runtime.execution.tensors import from_wire
 from edgedi.runtime.execution.weights import WeightStore
-from edgedi.runtime.kernels import fused, openvino_graph
+from edgedi.runtime.kernels import fused
+from edgedi.runtime.kernels.engines import installed_engines
+from edgedi.runtime.kernels.group import Engine
 from edgedi.runtime.links.keys import parse_worker_address
 from edgedi.runtime.links.peers import PeerLinks
 from edgedi.runtime.wire.messages import Deploy, Measure, Measured, Weights, busy_s_of, requests_of
@@ -153,17 +155,24 @@ class WorkerPrograms:
     @property
     def engine_name(self) -> str:
         """The engines that programs are computed by, for the device's fingerprint."""
-        return "torch" if self._groups() is None else f"torch-{openvino_graph.version()}"
+        return "-".join(["torch", *map(str, self._engines())])
+
+    def _engines(self) -> tuple[Engine, ...]:
+        """What may compute chains of layers. Where memory is limited, one: each tried out holds weights again."""
+        options = self._options
+        if options.engine != "auto" or options.device != "cpu" or (options.speed.is_emulated and options.threads > 1):
+            return ()
+        found = installed_engines()
+        return found if options.memory_limit_bytes is None else found[:1]
 
     def _groups(self) -> EngineGroups | None:
         """Chains of layers for an engine, ``None`` where there is none."""
-        options = self._options
-        if options.engine != "auto" or options.device != "cpu" or not openvino_graph.available():
+        engines, options = self._engines(), self._options
+        if not engines:
             return None
-        if not options.speed.is_emulated:
-            return EngineGroups(options.threads)
         # Of one thread it computes in the thread that calls, whose processor time is what an emulated device counts.
-        return EngineGroups(1, time.thread_time) if options.threads == 1 else None
+        clock = time.thread_time if options.speed.is_emulated else time.perf_counter
+        return EngineGroups(engines, options.threads, clock)
 
     def measure(self, message: Measure, clock: Callable[[], float]) -> Measured:
         """Time a program on noise; nothing of it stays. Whatever an operator raises over a stranger's description."""

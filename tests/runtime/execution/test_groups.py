@@ -18,8 +18,9 @@ from edgedi.partition.plan.program import Piece, Program, Run
 from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
 from edgedi.runtime.execution.groups import FASTER_BY, LEAST_RUNS, Choice, EngineGroups
 from edgedi.runtime.execution.reference import InProcess, weights_of
-from edgedi.runtime.kernels import openvino_graph
+from edgedi.runtime.kernels.engines import ENGINES
 from edgedi.runtime.kernels.fused import Packer
+from edgedi.runtime.kernels.group import Engine, Group, GroupKernel
 from edgedi.runtime.session.verify import relative_difference
 from edgedi.runtime.worker.local_workers import LocalWorkers
 from tests.exactness import cast, relative
@@ -28,18 +29,25 @@ from tests.partition.random_networks import Network, networks
 from tests.plans import axis_plan
 
 TOLERANCE = 2e-5
-pytestmark = pytest.mark.skipif(
-    not openvino_graph.available(), reason="openvino is not installed: pip install edgedi[openvino]"
+
+
+def _missing(engine: Engine) -> pytest.MarkDecorator:
+    reason = f"{engine.name} is not installed: pip install edgedi[{engine.name}]"
+    return pytest.mark.skipif(not engine.is_installed, reason=reason)
+
+
+each_engine = pytest.mark.parametrize(
+    "engine", [pytest.param(engine, marks=_missing(engine), id=engine.name) for engine in ENGINES]
 )
 
 
-def engine_wins() -> EngineGroups:
+def engine_wins(engine: Engine) -> EngineGroups:
     """Every chain is the engine's: by its clock torch takes long and the engine no time."""
-    return EngineGroups(1, clock=_Steps([0.0, 1.0, 0.0, 0.0]))
+    return EngineGroups((engine,), 1, clock=_Steps([0.0, 1.0, 0.0, 0.0]))
 
 
-def torch_wins() -> EngineGroups:
-    return EngineGroups(1, clock=_Steps([0.0, 0.0, 0.0, 1.0]))
+def torch_wins(engine: Engine) -> EngineGroups:
+    return EngineGroups((engine,), 1, clock=_Steps([0.0, 0.0, 0.0, 1.0]))
 
 
 class _Steps:
@@ -88,14 +96,15 @@ class Squeezed(nn.Module):
         return self.head(y.mean((2, 3)))
 
 
+@each_engine
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
 @pytest.mark.parametrize("axis", ["rows", "columns", "channels"])
-def test_the_answer_is_the_models(axis: str, num_workers: int) -> None:
+def test_the_answer_is_the_models(axis: str, num_workers: int, engine: Engine) -> None:
     torch.manual_seed(0)
     model, x = Squeezed().eval(), torch.randn(1, 3, 37, 45)
     capture = capture_model(model, (x,))
     programs = lower(axis_plan(capture.graph, num_workers, axis, depth=6), capture.graph)
-    groups = engine_wins()
+    groups = engine_wins(engine)
     process = engined(capture, programs, groups)
     with torch.inference_mode():
         own = model(x)
@@ -103,13 +112,14 @@ def test_the_answer_is_the_models(axis: str, num_workers: int) -> None:
         assert relative_difference(process(x), own) <= TOLERANCE
     if num_workers == 1:
         assert sum(len(choice.layers) for choice in groups.choices) >= 10
-        assert all(choice.engine for choice in groups.choices)
+        assert {choice.engine for choice in groups.choices} == {engine.name}
 
 
+@each_engine
 @seed(20261121)
 @settings(deadline=None, print_blob=True, database=None, max_examples=60, suppress_health_check=list(HealthCheck))
 @given(network=networks(max_steps=9), num_workers=st.sampled_from((1, 2, 3)))
-def test_random_networks_answer_alike(network: Network, num_workers: int) -> None:
+def test_random_networks_answer_alike(network: Network, num_workers: int, engine: Engine) -> None:
     torch.manual_seed(0)
     x = torch.randn(network.input, dtype=torch.float64)
     with torch.no_grad():
@@ -118,18 +128,50 @@ def test_random_networks_answer_alike(network: Network, num_workers: int) -> Non
     single, inputs = cast(exact, torch.float32), {k: v.float() for k, v in exact.flatten((x,)).items()}
     truth = InProcess.whole(exact).run({name: tensor.double() for name, tensor in inputs.items()})
     programs = lower(axis_plan(single.graph, num_workers, "rows", depth=8), single.graph)
-    plain, made = (engined(single, programs, g).run(inputs) for g in (torch_wins(), engine_wins()))
+    plain, made = (engined(single, programs, g).run(inputs) for g in (torch_wins(engine), engine_wins(engine)))
     for name, expected in truth.items():
         assert relative(made[name], expected) <= max(TOLERANCE, 5 * relative(plain[name], expected)), name
 
 
+FUNCTIONS = (
+    nn.ReLU(), nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.Hardswish(), nn.Hardsigmoid(), nn.Hardtanh(-0.5, 0.7), nn.ReLU6(),
+    nn.Mish(), nn.GELU(), nn.GELU(approximate="tanh"), nn.LeakyReLU(), nn.LeakyReLU(0.3),
+)  # fmt: skip
+
+
+class Functions(nn.Module):
+    """Each function once after a layer and once by itself, then others of elements, of a vector and of maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Conv2d(4, 4, 1), function) for function in FUNCTIONS)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer, function in zip(self.layers, FUNCTIONS, strict=True):
+            x = layer(x) + function(x)
+        x = torch.sqrt(torch.abs(x)) + torch.log(1 + x * x) - torch.exp(-torch.erf(x)) / 3
+        return torch.maximum(x, x * x) - torch.minimum(x / (2 + x.abs()), x)
+
+
+@each_engine
+def test_every_function_of_elements(engine: Engine) -> None:
+    torch.manual_seed(0)
+    model, x = Functions().eval(), torch.randn(1, 4, 9, 7)
+    capture = capture_model(model, (x,))
+    groups = engine_wins(engine)
+    process = engined(capture, lower(axis_plan(capture.graph, 1, "rows", depth=99), capture.graph), groups)
+    assert relative_difference(process(x), model(x)) <= TOLERANCE
+    assert [set(choice.layers) for choice in groups.choices] == [{layer.name for layer in capture.graph.layers}]
+
+
+@each_engine
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18"])
-def test_stock_networks_answer_alike(name: str) -> None:
+def test_stock_networks_answer_alike(name: str, engine: Engine) -> None:
     size = (96, 128)
     model, x = build(name, size), noise_for(name, size)
     capture = capture_model(model, (x,))
     programs = lower(axis_plan(capture.graph, 2, "rows", depth=9), capture.graph)
-    groups = engine_wins()
+    groups = engine_wins(engine)
     with torch.inference_mode():
         own = model(x)
     assert relative_difference(engined(capture, programs, groups)(x), own) <= TOLERANCE
@@ -148,14 +190,15 @@ class Residual(nn.Module):
         return y, y * x
 
 
-def test_what_a_chain_reads_stays_as_it_was() -> None:
+@each_engine
+def test_what_a_chain_reads_stays_as_it_was(engine: Engine) -> None:
     """OpenVINO adds in the memory of an input where it may; here it may not."""
     torch.manual_seed(0)
     model, x = Residual().eval(), torch.randn(1, 8, 12, 12).contiguous(memory_format=torch.channels_last)
     before = x.clone()
     capture = capture_model(model, (x,))
     runs = tuple(Run(Piece(layer.name), tuple(map(Piece, layer.inputs))) for layer in capture.graph.layers)
-    groups = engine_wins()
+    groups = engine_wins(engine)
     loaded = LoadedProgram(
         Program(participant=HOME, instructions=runs),
         capture.graph,
@@ -163,7 +206,7 @@ def test_what_a_chain_reads_stays_as_it_was() -> None:
         packer=Packer(),
         regroup=groups,
     )
-    assert [choice.engine for choice in groups.choices] == [True]
+    assert [choice.engine for choice in groups.choices] == [engine.name]
     run = ProgramRun(loaded, capture.flatten((x,)))
     assert run.advance(lambda *what: pytest.fail(f"nothing is sent here, not {what}"))
     assert torch.equal(x, before)
@@ -172,42 +215,75 @@ def test_what_a_chain_reads_stays_as_it_was() -> None:
         assert relative_difference(run.output(name), expected) <= TOLERANCE
 
 
-def test_answers_of_one_request_are_not_written_over_by_the_next() -> None:
+@each_engine
+def test_answers_of_one_request_are_not_written_over_by_the_next(engine: Engine) -> None:
     model, x = Squeezed().eval(), torch.randn(1, 3, 33, 33)
     capture = capture_model(model, (x,))
-    process = engined(capture, lower(axis_plan(capture.graph, 1, "rows", depth=50), capture.graph), engine_wins())
+    process = engined(capture, lower(axis_plan(capture.graph, 1, "rows", depth=50), capture.graph), engine_wins(engine))
     first = process(x)
     kept = first.clone()
     process(torch.randn(1, 3, 33, 33))
     assert torch.equal(first, kept)
 
 
-def test_where_torch_is_as_fast_torch_computes() -> None:
+@each_engine
+def test_where_torch_is_as_fast_torch_computes(engine: Engine) -> None:
     model, x = Squeezed().eval(), torch.randn(1, 3, 33, 33)
     capture = capture_model(model, (x,))
-    groups = torch_wins()
+    groups = torch_wins(engine)
     process = engined(capture, lower(axis_plan(capture.graph, 1, "rows", depth=50), capture.graph), groups)
     assert groups.choices
-    assert not any(choice.engine for choice in groups.choices)
+    assert {choice.engine for choice in groups.choices} == {None}
     assert groups.factor == 1.0
     assert str(groups) == "torch"
     assert all(step.kernel is not None for step in process.loaded[0].steps if isinstance(step.instruction, Run))
 
 
-def test_short_chains_are_left_alone() -> None:
+@each_engine
+def test_short_chains_are_left_alone(engine: Engine) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(LEAST_RUNS - 1))).eval()
     x = torch.randn(1, 3, 8, 8)
     capture = capture_model(model, (x,))
-    groups = engine_wins()
+    groups = engine_wins(engine)
     engined(capture, lower(axis_plan(capture.graph, 1, "rows", depth=50), capture.graph), groups)
     assert groups.choices == []
     assert groups.factor == 1.0
 
 
 def test_a_choice_asks_for_more_than_noise() -> None:
-    assert Choice(layers=("conv",), torch_s=1.0, engine_s=FASTER_BY).engine
-    assert not Choice(layers=("conv",), torch_s=1.0, engine_s=0.99).engine
+    assert Choice(layers=("conv",), torch_s=1.0, engines_s={"one": FASTER_BY}).engine == "one"
+    assert Choice(layers=("conv",), torch_s=1.0, engines_s={"one": 0.99}).engine is None
+
+
+def test_of_several_engines_the_fastest_computes() -> None:
+    choice = Choice(layers=("conv",), torch_s=4.0, engines_s={"one": 3.0, "other": 2.0})
+    assert (choice.engine, choice.factor) == ("other", 0.5)
+
+
+class Named:
+    """An engine of the test's own: nothing but its name, and whether it takes what it is given."""
+
+    def __init__(self, name: str, takes: bool) -> None:
+        self.engine = Engine(name=name, modules=("torch",), build=self._build)
+        self._takes = takes
+
+    def _build(self, group: Group, threads: int) -> GroupKernel | None:
+        empty = tuple(torch.zeros(group.shapes[piece]) for piece in group.outputs)
+        return (lambda *inputs: empty) if self._takes else None
+
+
+def test_all_engines_are_timed_in_turn_and_one_that_refuses_is_left_out() -> None:
+    model, x = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(LEAST_RUNS))).eval(), torch.randn(1, 3, 8, 8)
+    capture = capture_model(model, (x,))
+    engines = [Named("slow", True).engine, Named("refuses", False).engine, Named("quick", True).engine]
+    groups = EngineGroups(engines, 1, clock=_Steps([0.0, 4.0, 0.0, 3.0, 0.0, 1.0]))
+    process = engined(capture, lower(axis_plan(capture.graph, 1, "rows", depth=50), capture.graph), groups)
+    (choice,) = groups.choices
+    assert (choice.torch_s, choice.engines_s, choice.engine) == (4.0, {"slow": 3.0, "quick": 1.0}, "quick")
+    assert groups.factor == 0.25
+    assert str(groups) == "torch; quick for 1 of 1 chains"
+    assert torch.equal(process(x), torch.zeros(1, 3, 8, 8))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from edgedi.runtime.execution.groups import EngineGroups
 from edgedi.runtime.execution.loading import ENGINE_BYTES, ENGINE_SHARE, Shipment, digests_of
 from edgedi.runtime.execution.measure import Measurement, measure_described
 from edgedi.runtime.execution.weights import weight_digest
-from edgedi.runtime.kernels import openvino_graph
+from edgedi.runtime.kernels.openvino_graph import ENGINE
 from edgedi.runtime.wire.payloads import tensor_bytes
 from tests.plans import axis_plan
 from tests.runtime.networks import image, small
@@ -64,7 +64,7 @@ def measured(
 def quick_engine() -> EngineGroups:
     """By its clock torch takes four seconds for a chain and the engine one."""
     ticks = itertools.accumulate(itertools.cycle([0.0, 4.0, 0.0, 1.0]))
-    return EngineGroups(1, clock=lambda: next(ticks))
+    return EngineGroups((ENGINE,), 1, clock=lambda: next(ticks))
 
 
 def names(measurements: tuple[Measurement, ...]) -> list[str]:
@@ -91,7 +91,7 @@ def test_layer_by_layer_where_not_all_fits(capture: Capture, described: Describe
     assert factor == 1.0
 
 
-@pytest.mark.skipif(not openvino_graph.available(), reason="openvino is not installed: pip install edgedi[openvino]")
+@pytest.mark.skipif(not ENGINE.is_installed, reason="openvino is not installed: pip install edgedi[openvino]")
 class TestEngine:
     """Its share of torch's time is told only where it would be used."""
 

@@ -15,7 +15,7 @@ from edgedi.runtime.execution import loading
 from edgedi.runtime.execution.executor import Step, WeightOf
 from edgedi.runtime.execution.loading import Shipment
 from edgedi.runtime.execution.weights import weight_digest
-from edgedi.runtime.kernels import openvino_graph
+from edgedi.runtime.kernels.engines import installed_engines
 from edgedi.runtime.wire.messages import Deploy
 from edgedi.runtime.worker.options import WorkerOptions
 from edgedi.runtime.worker.programs import WorkerPrograms
@@ -65,18 +65,19 @@ def test_engines_give_memory_back_before_a_program_is_refused(monkeypatch: pytes
 
 
 EMULATED = Speed(slowdown=10)
-ENGINE = f"torch-{openvino_graph.version()}" if openvino_graph.available() else "torch"
+ALL = "-".join(["torch", *map(str, installed_engines())])
+ONE = "-".join(["torch", *map(str, installed_engines()[:1])])
 
 
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        (WorkerOptions(), ENGINE),
-        (WorkerOptions(threads=2), ENGINE),
-        (WorkerOptions(memory_limit_bytes=10**6), ENGINE),  # each program by itself says whether there is room
+        (WorkerOptions(), ALL),
+        (WorkerOptions(threads=2), ALL),
+        (WorkerOptions(memory_limit_bytes=10**6), ONE),  # each program by itself says whether there is room
         (WorkerOptions(engine="torch"), "torch"),
         (WorkerOptions(device="cuda"), "torch"),
-        (WorkerOptions(speed=EMULATED), ENGINE),
+        (WorkerOptions(speed=EMULATED), ALL),
         (WorkerOptions(speed=EMULATED, threads=2), "torch"),  # processor time of its threads would be nobody's
     ],
 )

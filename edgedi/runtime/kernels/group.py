@@ -1,0 +1,283 @@
+"""Several RUN instructions as one model of an engine: no Python and no allocation between small layers.
+
+``GroupModel`` walks the tasks and says in an engine's few words what each computes; which words there are is the
+engine's module's to know. Maps keep the wire's order of elements at both ends: an input of rank 4 is [batch, rows,
+columns, channels] and transposed inside. float32 only.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from edgedi.partition.graph.operators import padding_at
+from edgedi.partition.plan.program import Piece
+from edgedi.runtime.kernels.eager import conv_groups
+from edgedi.runtime.kernels.task import Task
+
+GroupKernel = Callable[..., tuple[Tensor, ...]]
+
+TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
+LEAK = 0.01
+"""The slope of leaky_relu where none is given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Consecutive runs: what each computes, what they read from outside, what is wanted of them, all as pieces."""
+
+    runs: Sequence[tuple[Piece, Sequence[Piece], Task]]
+    inputs: Sequence[Piece]
+    outputs: Sequence[Piece]
+    shapes: Mapping[Piece, tuple[int, ...]]
+    """Of inputs and outputs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What computes groups. ``modules``: what it needs, the first is the engine itself."""
+
+    name: str
+    modules: tuple[str, ...]
+    build: Callable[[Group, int], GroupKernel | None]
+    """``build(group, threads)``: one function of the group's inputs to its outputs; ``None`` where the engine cannot,
+    or will not, take it."""
+
+    @property
+    def is_installed(self) -> bool:
+        return all(importlib.util.find_spec(module) for module in self.modules)
+
+    def __str__(self) -> str:
+        """Name and version, such as ``openvino-2026.4.1``."""
+        return f"{self.name}-{_version(self.modules[0])}"
+
+
+@functools.cache  # it is read from disk, and every greeting of a worker says it
+def _version(module: str) -> str:
+    return importlib.metadata.version(module)
+
+
+class CannotExpress(Exception):
+    """A layer that an engine has no words for."""
+
+
+def takes(task: Task) -> bool:
+    """Whether the layer is one that a group may hold; ``Engine.build`` has the last word."""
+    layer = task.layer
+    if layer.op not in _MAKERS or layer.spec.dtype != "float32":
+        return False
+    match layer.op:
+        case "conv":
+            return layer.spec.rank == 4 and conv_groups(task)[1] is None
+        case "reshape":
+            return task.out_shape == layer.spec.shape
+        case "max_pool":
+            return layer.spec.rank == 4 and set(layer.attributes["dilation"]) == {1}
+    return True
+
+
+def stored(tensor: Tensor) -> Tensor:
+    """Its elements as they lie in memory, maps as [batch, rows, columns, channels]."""
+    return (tensor.permute(TO_NHWC) if tensor.dim() == 4 else tensor).contiguous()
+
+
+def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of ``stored``."""
+    return tuple(shape[dim] for dim in TO_NHWC) if len(shape) == 4 else shape
+
+
+def as_maps(made: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The opposite of ``stored``, without a copy."""
+    return tuple(tensor.permute(TO_NCHW) if tensor.dim() == 4 else tensor for tensor in made)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """Of a convolution or a pooling: two numbers each, for rows and columns."""
+
+    stride: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    """Padding."""
+    dilation: tuple[int, ...] = (1, 1)
+    kernel: tuple[int, ...] = ()
+
+
+class GroupModel(ABC):
+    """The model of a group, in an engine's words; nodes by piece."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self._nodes: dict[Piece, Any] = {}
+
+    def nodes(self, inputs: Sequence[Any]) -> list[Any]:
+        """What is wanted of the group, as stored, of ``inputs`` as stored. ``CannotExpress`` names the first layer that
+        is in the way.
+        """
+        group = self.group
+        for piece, node in zip(group.inputs, inputs, strict=True):
+            self._nodes[piece] = self.transposed(node, TO_NCHW) if len(group.shapes[piece]) == 4 else node
+        for piece, read, task in group.runs:
+            self._nodes[piece] = self._layer(task, [self._nodes[p] for p in read if p in self._nodes])
+        return [self._wanted(piece) for piece in group.outputs]
+
+    def _wanted(self, piece: Piece) -> Any:
+        node = self._nodes[piece]
+        if len(self.group.shapes[piece]) != 4:
+            return node
+        is_sum = any(p == piece and task.layer.attributes.get("residual") for p, _, task in self.group.runs)
+        return self.transposed(self.sum_to_move(node) if is_sum else node, TO_NHWC)
+
+    def _layer(self, task: Task, inputs: list[Any]) -> Any:
+        if not takes(task) or len(inputs) != len(task.parts):
+            raise CannotExpress(task.layer.name)
+        cut = [self._cut(node, task, index) for index, node in enumerate(inputs)]
+        node = _MAKERS[task.layer.op](self, task, *cut)
+        name = task.layer.attribute("activation")
+        return node if name is None else self.activated(node, name, task.layer.attribute("activation_arguments", ()))
+
+    def _cut(self, node: Any, task: Task, index: int) -> Any:
+        if not task.present(index):
+            raise CannotExpress(task.layer.name)
+        cut = task.cut(index)
+        return node if cut is None else self.narrowed(node, *cut)
+
+    def _padded(self, task: Task, node: Any) -> tuple[Any, tuple[int, ...], tuple[int, ...]]:
+        """The input, cropped where padding is negative, and the padding before and after."""
+        pads = padding_at(task.layer, task.shapes, task.out)
+        for axis, (before, after) in enumerate(pads):
+            if before < 0 or after < 0:
+                length = task.in_shape(0)[axis + 2]
+                node = self.narrowed(node, axis + 2, max(0, -before), length - max(0, -before) - max(0, -after))
+        return node, tuple(max(0, before) for before, _ in pads), tuple(max(0, after) for _, after in pads)
+
+    # --- an engine's words --------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def constant(self, tensor: Tensor) -> Any:
+        """A node of these values, float32."""
+
+    @abstractmethod
+    def transposed(self, node: Any, order: tuple[int, ...]) -> Any:
+        """``node`` with its dimensions in this order."""
+
+    def sum_to_move(self, node: Any) -> Any:
+        """A sum of two maps that is transposed next: where an engine is better off with something in between."""
+        return node
+
+    @abstractmethod
+    def narrowed(self, node: Any, dim: int, start: int, length: int) -> Any:
+        """``length`` elements of a dimension from ``start`` on."""
+
+    @abstractmethod
+    def activated(self, node: Any, name: str, arguments: Sequence[Any]) -> Any:
+        """A function of each element. ``CannotExpress`` for one that the engine does not have."""
+
+    @abstractmethod
+    def calculated(self, function: str, one: Any, other: Any) -> Any:
+        """add, sub, mul, div, maximum or minimum of two nodes, broadcast."""
+
+    @abstractmethod
+    def convolved(self, x: Any, weight: Tensor, bias: Tensor | None, groups: int, geometry: Geometry) -> Any:
+        """``weight`` [outputs, inputs of a group, rows, columns]."""
+
+    @abstractmethod
+    def multiplied(self, x: Any, rank: int, weight: Tensor, bias: Tensor | None) -> Any:
+        """The last of ``rank`` dimensions, by ``weight`` [outputs, inputs]."""
+
+    @abstractmethod
+    def pooled(self, x: Any, geometry: Geometry) -> Any:
+        """Maxima."""
+
+    @abstractmethod
+    def joined(self, nodes: Sequence[Any], dim: int) -> Any:
+        """One after another along a dimension."""
+
+    @abstractmethod
+    def reshaped(self, node: Any, shape: tuple[int, ...]) -> Any:
+        """The same elements in another shape."""
+
+    @abstractmethod
+    def summed(self, node: Any, dims: tuple[int, ...], keep: bool) -> Any:
+        """Over dimensions; ``keep`` them with one element each."""
+
+    # --- layers -------------------------------------------------------------------------------------------------------
+
+    def _conv(self, task: Task, x: Any, *residual: Any) -> Any:
+        attributes = task.layer.attributes
+        x, before, after = self._padded(task, x)
+        geometry = Geometry(
+            stride=tuple(attributes["stride"]), before=before, after=after, dilation=tuple(attributes["dilation"])
+        )
+        y = self.convolved(x, task.weights["weight"], task.weights.get("bias"), conv_groups(task)[0], geometry)
+        return self.calculated("add", y, residual[0]) if residual else y
+
+    def _linear(self, task: Task, x: Any) -> Any:
+        return self.multiplied(x, task.layer.spec.rank, task.weights["weight"], task.weights.get("bias"))
+
+    def _unary(self, task: Task, x: Any) -> Any:
+        return self.activated(x, task.layer.attributes["function"], task.layer.attribute("arguments", ()))
+
+    def _binary(self, task: Task, x: Any, *others: Any) -> Any:
+        if task.layer.attribute("alpha", 1) != 1:
+            raise CannotExpress(task.layer.name)
+        other = others[0] if others else self.constant(_scalar(task.layer.attributes["scalar"]))
+        return self.calculated(task.layer.attributes["function"], x, other)
+
+    def _affine(self, task: Task, x: Any) -> Any:
+        shape = [1, -1] + [1] * (task.layer.spec.rank - 2)
+        scale, shift = (self.constant(task.weights[role].reshape(shape)) for role in ("scale", "shift"))
+        return self.calculated("add", self.calculated("mul", x, scale), shift)
+
+    def _max_pool(self, task: Task, x: Any) -> Any:
+        attributes = task.layer.attributes
+        x, before, after = self._padded(task, x)
+        geometry = Geometry(
+            stride=tuple(attributes["stride"]), before=before, after=after, kernel=tuple(attributes["kernel"])
+        )
+        return self.pooled(x, geometry)
+
+    def _cat(self, task: Task, *parts: Any) -> Any:
+        return self.joined(parts, task.layer.attributes["dim"])
+
+    def _slice(self, task: Task, x: Any) -> Any:
+        attributes, out = task.layer.attributes, task.out
+        if attributes["step"] != 1:
+            raise CannotExpress(task.layer.name)
+        start = 0 if out is not None and out.dim == attributes["dim"] else attributes["start"]
+        return self.narrowed(x, attributes["dim"], start, task.out_shape[attributes["dim"]])
+
+    def _reshape(self, task: Task, x: Any) -> Any:
+        return self.reshaped(x, tuple(task.out_shape))
+
+    def _partial(self, task: Task, x: Any) -> Any:
+        attributes = task.layer.attributes
+        if attributes["function"] == "max":
+            raise CannotExpress(task.layer.name)
+        dims = tuple(attributes["dims"])
+        shape = (1 if dim in dims else length for dim, length in enumerate(task.in_shape(0)))
+        return self.reshaped(self.summed(x, dims, True), (1, *shape))
+
+    def _combine(self, task: Task, parts: Any) -> Any:
+        if task.layer.attributes["function"] == "max":
+            raise CannotExpress(task.layer.name)
+        total = self.summed(parts, (0,), False)
+        return self.calculated("mul", total, self.constant(_scalar(task.layer.attributes["scale"])))
+
+
+def _scalar(value: float) -> Tensor:
+    return Tensor([value]).reshape(())
+
+
+_MAKERS: dict[str, Callable[..., Any]] = {
+    "conv": GroupModel._conv, "linear": GroupModel._linear, "unary": GroupModel._unary, "binary": GroupModel._binary,
+    "affine": GroupModel._affine, "max_pool": GroupModel._max_pool, "cat": GroupModel._cat, "slice": GroupModel._slice,
+    "reshape": GroupModel._reshape, "partial": GroupModel._partial, "combine": GroupModel._combine,
+}  # fmt: skip
