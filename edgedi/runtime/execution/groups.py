@@ -9,9 +9,10 @@ Measured at every load: two deployments of one plan may choose differently, and 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,6 +24,8 @@ from edgedi.runtime.execution.executor import Step, WeightOf
 from edgedi.runtime.execution.tensors import Tensor, inference, random_piece
 from edgedi.runtime.kernels.group import Engine, Group, GroupKernel, takes
 from edgedi.runtime.kernels.prepare import Task, task_of
+
+log = logging.getLogger("edgedi.worker")
 
 LEAST_RUNS = 5
 """Shorter chains are not worth the time that an engine takes to prepare."""
@@ -117,7 +120,7 @@ class EngineGroups:
 
     def _fastest(self, group: Group, chain: Sequence[Step], slots: Mapping[int, Tensor]) -> GroupKernel | None:
         """The engine's function that computes the chain; ``None`` where torch is faster, or no engine takes it."""
-        built = {engine.name: engine.build(group, self._threads) for engine in self._engines}
+        built = {engine.name: self._built(engine, group, slots.values()) for engine in self._engines}
         kernels = {name: kernel for name, kernel in built.items() if kernel is not None}
         if not kernels:
             return None
@@ -130,6 +133,18 @@ class EngineGroups:
         )
         self.choices.append(choice)
         return None if choice.engine is None else kernels[choice.engine]
+
+    def _built(self, engine: Engine, group: Group, inputs: Iterable[Tensor]) -> GroupKernel | None:
+        """The engine's function; ``None`` where it does not take the chain, or fails at what torch computes."""
+        try:
+            kernel = engine.build(group, self._threads)
+            if kernel is not None:
+                kernel(*inputs)
+        except Exception as error:  # whatever an engine raises: without it the program runs as well
+            layers = f"{group.runs[0][0].tensor} to {group.runs[-1][0].tensor}"
+            log.warning("%s is left out for layers %s: %s: %s", engine.name, layers, type(error).__name__, error)
+            return None
+        return kernel
 
     def _least(self, *runs: Callable[[], object]) -> tuple[float, ...]:
         """The least seconds of each, in turn: what disturbs the device disturbs all, and each finds the caches as the
@@ -179,7 +194,7 @@ def _task(step: Step, weight: WeightOf, graph: LayerGraph) -> Task | None:
     if not isinstance(run, Run):
         return None
     layer = graph.by_name[run.piece.tensor]
-    if layer.op == "opaque":
+    if layer.op == "opaque" or any(graph.spec(name).dtype != "float32" for name in layer.inputs):
         return None
     cut = weight_interval(layer, region_of(run.piece))
     task = task_of(run, graph, {role: weight(name, cut) for role, name in layer.weights.items()})

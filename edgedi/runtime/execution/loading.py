@@ -24,8 +24,10 @@ Expected = Mapping[tuple[Piece, int], tuple[tuple[int, ...], str]]
 """Shape and element type of every piece that a program receives, by piece and source."""
 
 ENGINE_SHARE = 0.5
-"""An engine holds weights a second time. Where memory is limited it is used while all that is held so, and the maps,
-take at most this share of the limit, so that programs which come later find room beside it."""
+"""An engine holds weights again, ``ENGINE_COPIES`` times. Where memory is limited it is used while all that is held so,
+and the maps, take at most this share of the limit, so that programs which come later find room beside it."""
+ENGINE_COPIES = 2
+"""Its own order of them, and what it was given: both engines were seen to keep that."""
 ENGINE_BYTES = 50_000_000
 """What an engine takes for itself: about as much as a process grows by importing OpenVINO and compiling one layer."""
 
@@ -175,8 +177,9 @@ def load(
 
 
 def has_room_for_engine(weight_bytes: int, needed_bytes: int, limit_bytes: int | None) -> bool:
-    """Whether an engine may hold weights a second time beside ``needed_bytes``, which are taken in any case."""
-    return limit_bytes is None or needed_bytes + weight_bytes + ENGINE_BYTES <= ENGINE_SHARE * limit_bytes
+    """Whether an engine may hold weights again beside ``needed_bytes``, which are taken in any case."""
+    engine_bytes = ENGINE_COPIES * weight_bytes + ENGINE_BYTES
+    return limit_bytes is None or needed_bytes + engine_bytes <= ENGINE_SHARE * limit_bytes
 
 
 def _check_memory(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from edgedi.partition.graph.operators import padding_at
@@ -61,7 +62,10 @@ class Engine:
 
 @functools.cache  # it is read from disk, and every greeting of a worker says it
 def _version(module: str) -> str:
-    return importlib.metadata.version(module)
+    try:
+        return importlib.metadata.version(module)
+    except importlib.metadata.PackageNotFoundError:  # a build under another name, such as onnxruntime-gpu
+        return "unknown"
 
 
 class CannotExpress(Exception):
@@ -83,9 +87,24 @@ def takes(task: Task) -> bool:
     return True
 
 
+def given(arguments: Sequence[Any], default: Any) -> Any:
+    """A function's one argument."""
+    return default if not arguments or arguments[0] is None else arguments[0]
+
+
 def stored(tensor: Tensor) -> Tensor:
-    """Its elements as they lie in memory, maps as [batch, rows, columns, channels]."""
+    """Its elements as they lie in memory, maps as [batch, rows, columns, channels].
+
+    ``TypeError`` for what is not float32 in this process' memory: engines are handed the place and believe it.
+    """
+    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        raise TypeError(f"an engine takes float32 in the processor's memory, not {tensor.dtype} of {tensor.device}")
     return (tensor.permute(TO_NHWC) if tensor.dim() == 4 else tensor).contiguous()
+
+
+def empty_as_stored(shape: tuple[int, ...]) -> Tensor:
+    """Memory for an output of this shape. The process may have other defaults."""
+    return torch.empty(stored_shape(shape), dtype=torch.float32, device="cpu")
 
 
 def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -182,7 +201,7 @@ class GroupModel(ABC):
 
     @abstractmethod
     def calculated(self, function: str, one: Any, other: Any) -> Any:
-        """add, sub, mul, div, maximum or minimum of two nodes, broadcast."""
+        """add, sub, mul, div, maximum or minimum of two nodes, broadcast. ``KeyError`` for any other name."""
 
     @abstractmethod
     def convolved(self, x: Any, weight: Tensor, bias: Tensor | None, groups: int, geometry: Geometry) -> Any:
@@ -205,8 +224,8 @@ class GroupModel(ABC):
         """The same elements in another shape."""
 
     @abstractmethod
-    def summed(self, node: Any, dims: tuple[int, ...], keep: bool) -> Any:
-        """Over dimensions; ``keep`` them with one element each."""
+    def summed(self, node: Any, dim: int, keep: bool) -> Any:
+        """Over a dimension; ``keep`` it with one element."""
 
     # --- layers -------------------------------------------------------------------------------------------------------
 
@@ -263,17 +282,19 @@ class GroupModel(ABC):
             raise CannotExpress(task.layer.name)
         dims = tuple(attributes["dims"])
         shape = (1 if dim in dims else length for dim, length in enumerate(task.in_shape(0)))
-        return self.reshaped(self.summed(x, dims, True), (1, *shape))
+        for dim in reversed(dims):  # one after another: engines add up in float32, and errors of long sums pile up
+            x = self.summed(x, dim, True)
+        return self.reshaped(x, (1, *shape))
 
     def _combine(self, task: Task, parts: Any) -> Any:
         if task.layer.attributes["function"] == "max":
             raise CannotExpress(task.layer.name)
-        total = self.summed(parts, (0,), False)
+        total = self.summed(parts, 0, False)
         return self.calculated("mul", total, self.constant(_scalar(task.layer.attributes["scale"])))
 
 
 def _scalar(value: float) -> Tensor:
-    return Tensor([value]).reshape(())
+    return torch.tensor(value, dtype=torch.float32, device="cpu")
 
 
 _MAKERS: dict[str, Callable[..., Any]] = {

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from edgedi.runtime.kernels.group import (
@@ -24,6 +23,8 @@ from edgedi.runtime.kernels.group import (
     GroupKernel,
     GroupModel,
     as_maps,
+    empty_as_stored,
+    given,
     stored,
     stored_shape,
 )
@@ -56,19 +57,21 @@ def build(group: Group, threads: int) -> GroupKernel | None:
     return _kernel(session, model)
 
 
+_CALCULATIONS = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "maximum": "Max", "minimum": "Min"}
+
 ENGINE = Engine(name="onnxruntime", modules=("onnxruntime", "onnx"), build=build)
 
 
 def _kernel(session: Any, model: _Model) -> GroupKernel:
-    out_shapes = [stored_shape(model.group.shapes[piece]) for piece in model.group.outputs]
+    out_shapes = [model.group.shapes[piece] for piece in model.group.outputs]
     in_names, out_names = ([port.name for port in ports] for ports in (session.get_inputs(), session.get_outputs()))
 
     def run(*inputs: Tensor, weights: object = model.weights) -> tuple[Tensor, ...]:
         """``weights`` are held by name only, for as long as the session may read them."""
-        given = [stored(tensor) for tensor in inputs]
-        made = [torch.empty(shape) for shape in out_shapes]
+        laid_out = [stored(tensor) for tensor in inputs]
+        made = [empty_as_stored(shape) for shape in out_shapes]
         bound = session.io_binding()
-        for name, tensor in zip(in_names, given, strict=True):
+        for name, tensor in zip(in_names, laid_out, strict=True):
             bound.bind_input(name, "cpu", 0, np.float32, tuple(tensor.shape), tensor.data_ptr())
         for name, tensor in zip(out_names, made, strict=True):
             bound.bind_output(name, "cpu", 0, np.float32, tuple(tensor.shape), tensor.data_ptr())
@@ -154,14 +157,13 @@ class _Model(GroupModel):
             case "hardtanh" | "clamp" if None not in arguments[:2] and len(arguments) >= 2:
                 return self._add("Clip", [node, *(self._number(float(value)) for value in arguments[:2])])
             case "leaky_relu":
-                return self._add("LeakyRelu", [node], alpha=float(arguments[0]) if arguments else LEAK)
+                return self._add("LeakyRelu", [node], alpha=float(given(arguments, LEAK)))
             case "gelu":
-                return self._add("Gelu", [node], approximate=str(arguments[0]) if arguments else "none")
+                return self._add("Gelu", [node], approximate=str(given(arguments, "none")))
         raise CannotExpress(name)
 
     def calculated(self, function: str, one: Any, other: Any) -> Any:
-        name = {"maximum": "Max", "minimum": "Min"}.get(function, function.capitalize())
-        return self._add(name, [one, other])
+        return self._add(_CALCULATIONS[function], [one, other])
 
     def convolved(self, x: Any, weight: Tensor, bias: Tensor | None, groups: int, geometry: Geometry) -> Any:
         biases = [] if bias is None else [self.constant(bias)]
@@ -189,5 +191,5 @@ class _Model(GroupModel):
     def reshaped(self, node: Any, shape: tuple[int, ...]) -> Any:
         return self._add("Reshape", [node, self._numbers(shape)])
 
-    def summed(self, node: Any, dims: tuple[int, ...], keep: bool) -> Any:
-        return self._add("ReduceSum", [node, self._numbers(dims)], keepdims=int(keep))
+    def summed(self, node: Any, dim: int, keep: bool) -> Any:
+        return self._add("ReduceSum", [node, self._numbers([dim])], keepdims=int(keep))

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from edgedi.runtime.kernels.group import (
@@ -21,6 +20,8 @@ from edgedi.runtime.kernels.group import (
     GroupKernel,
     GroupModel,
     as_maps,
+    empty_as_stored,
+    given,
     stored,
     stored_shape,
 )
@@ -57,12 +58,12 @@ def _core(ov: Any) -> Any:
 
 
 def _kernel(ov: Any, request: Any, group: Group) -> GroupKernel:
-    out_shapes = [stored_shape(group.shapes[piece]) for piece in group.outputs]
+    out_shapes = [group.shapes[piece] for piece in group.outputs]
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        given = [stored(tensor) for tensor in inputs]
-        made = [torch.empty(shape) for shape in out_shapes]
-        for index, tensor in enumerate(given):
+        laid_out = [stored(tensor) for tensor in inputs]
+        made = [empty_as_stored(shape) for shape in out_shapes]
+        for index, tensor in enumerate(laid_out):
             request.set_input_tensor(index, ov.Tensor(tensor.numpy(), shared_memory=True))
         for index, tensor in enumerate(made):
             request.set_output_tensor(index, ov.Tensor(tensor.numpy(), shared_memory=True))
@@ -116,15 +117,18 @@ class _Model(GroupModel):
             case "hardtanh" | "clamp" if None not in arguments[:2] and len(arguments) >= 2:
                 return op.clamp(node, float(arguments[0]), float(arguments[1]))
             case "leaky_relu":
-                return op.prelu(node, op.constant(np.float32(arguments[0] if arguments else LEAK)))
+                return op.prelu(node, op.constant(np.float32(given(arguments, LEAK))))
             case "gelu":
-                mode = "tanh" if arguments and arguments[0] == "tanh" else "erf"
-                return op.gelu(node, mode)
+                return op.gelu(node, "tanh" if given(arguments, "none") == "tanh" else "erf")
         raise CannotExpress(name)
 
     def calculated(self, function: str, one: Any, other: Any) -> Any:
-        name = {"sub": "subtract", "mul": "multiply", "div": "divide"}.get(function, function)
-        return getattr(self._op, name)(one, other)
+        op = self._op
+        functions = {
+            "add": op.add, "sub": op.subtract, "mul": op.multiply, "div": op.divide, "maximum": op.maximum,
+            "minimum": op.minimum,
+        }  # fmt: skip
+        return functions[function](one, other)
 
     def convolved(self, x: Any, weight: Tensor, bias: Tensor | None, groups: int, geometry: Geometry) -> Any:
         op, numbers = self._op, (geometry.stride, geometry.before, geometry.after, geometry.dilation)
@@ -150,8 +154,8 @@ class _Model(GroupModel):
     def reshaped(self, node: Any, shape: tuple[int, ...]) -> Any:
         return self._op.reshape(node, self._numbers(shape), False)
 
-    def summed(self, node: Any, dims: tuple[int, ...], keep: bool) -> Any:
-        return self._op.reduce_sum(node, self._numbers(dims), keep)
+    def summed(self, node: Any, dim: int, keep: bool) -> Any:
+        return self._op.reduce_sum(node, self._numbers([dim]), keep)
 
     def _numbers(self, values: Sequence[int]) -> Any:
         return self._op.constant(np.array(values))

@@ -13,7 +13,7 @@ from edgedi.errors import EdgediError, RemoteProtocolError, SecurityError
 from edgedi.runtime.execution.allocator import release_freed_memory
 from edgedi.runtime.execution.executor import LoadedProgram
 from edgedi.runtime.execution.groups import EngineGroups
-from edgedi.runtime.execution.loading import Expected, WorkerMemoryError, expected_pieces, load
+from edgedi.runtime.execution.loading import ENGINE_COPIES, Expected, WorkerMemoryError, expected_pieces, load
 from edgedi.runtime.execution.measure import measure_described
 from edgedi.runtime.execution.tensors import from_wire
 from edgedi.runtime.execution.weights import WeightStore
@@ -36,7 +36,7 @@ class Installed:
     expected: Expected
     engine: str
     engine_bytes: int
-    """Of weights that an engine holds a second time."""
+    """Of weights that an engine holds again."""
     requests: int = 0
     busy_s: float = 0.0
     """Spent on the requests counted in ``requests``: computing and sending, not waiting."""
@@ -99,7 +99,7 @@ class WorkerPrograms:
         self._store.trim()
         release_freed_memory()
         weight_bytes = self._store.bytes_of(self._pinned[epoch])
-        engine_bytes = weight_bytes if groups is not None and groups.takes_any else 0
+        engine_bytes = ENGINE_COPIES * weight_bytes if groups is not None and groups.takes_any else 0
         self._installed[epoch] = Installed(deploy, program, expected, engine, engine_bytes)
         return weight_bytes
 

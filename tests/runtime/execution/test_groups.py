@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -261,22 +262,29 @@ def test_of_several_engines_the_fastest_computes() -> None:
     assert (choice.engine, choice.factor) == ("other", 0.5)
 
 
-class Named:
-    """An engine of the test's own: nothing but its name, and whether it takes what it is given."""
+def named(name: str, does: str) -> Engine:
+    """An engine of the test's own, which answers zeros, refuses what it is given, or fails at a time."""
 
-    def __init__(self, name: str, takes: bool) -> None:
-        self.engine = Engine(name=name, modules=("torch",), build=self._build)
-        self._takes = takes
+    def build(group: Group, threads: int) -> GroupKernel | None:
+        zeros = tuple(torch.zeros(group.shapes[piece]) for piece in group.outputs)
 
-    def _build(self, group: Group, threads: int) -> GroupKernel | None:
-        empty = tuple(torch.zeros(group.shapes[piece]) for piece in group.outputs)
-        return (lambda *inputs: empty) if self._takes else None
+        def run(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            if does == "fails in a run":
+                raise OSError("no such instruction")
+            return zeros
+
+        if does == "fails to build":
+            raise ImportError("no such library")
+        return None if does == "refuses" else run
+
+    return Engine(name=name, modules=("torch",), build=build)
 
 
-def test_all_engines_are_timed_in_turn_and_one_that_refuses_is_left_out() -> None:
+def test_all_engines_are_timed_in_turn_and_those_that_fail_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     model, x = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(LEAST_RUNS))).eval(), torch.randn(1, 3, 8, 8)
     capture = capture_model(model, (x,))
-    engines = [Named("slow", True).engine, Named("refuses", False).engine, Named("quick", True).engine]
+    fail = [named(does, does) for does in ("refuses", "fails to build", "fails in a run")]
+    engines = [named("slow", "answers"), *fail, named("quick", "answers")]
     groups = EngineGroups(engines, 1, clock=_Steps([0.0, 4.0, 0.0, 3.0, 0.0, 1.0]))
     process = engined(capture, lower(axis_plan(capture.graph, 1, "rows", depth=50), capture.graph), groups)
     (choice,) = groups.choices
@@ -284,6 +292,92 @@ def test_all_engines_are_timed_in_turn_and_one_that_refuses_is_left_out() -> Non
     assert groups.factor == 0.25
     assert str(groups) == "torch; quick for 1 of 1 chains"
     assert torch.equal(process(x), torch.zeros(1, 3, 8, 8))
+    warned = [record.getMessage() for record in caplog.records if record.name == "edgedi.worker"]
+    assert warned == [
+        "fails to build is left out for layers conv2d to conv2d_4: ImportError: no such library",
+        "fails in a run is left out for layers conv2d to conv2d_4: OSError: no such instruction",
+    ]
+
+
+class Scaled(nn.Module):
+    """What reads the input takes bytes, and gives numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(LEAST_RUNS)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x / 255)
+
+
+@each_engine
+def test_layers_that_read_other_types_are_torchs(engine: Engine) -> None:
+    """An engine is told where its inputs lie, and would read bytes as numbers of four."""
+    torch.manual_seed(0)
+    model, x = Scaled().eval(), torch.randint(256, (1, 3, 8, 8), dtype=torch.uint8)
+    capture = capture_model(model, (x,))
+    groups = engine_wins(engine)
+    process = engined(capture, lower(axis_plan(capture.graph, 1, "rows", depth=50), capture.graph), groups)
+    assert relative_difference(process(x), model(x)) <= TOLERANCE
+    assert [len(choice.layers) for choice in groups.choices] == [LEAST_RUNS]
+
+
+@each_engine
+@pytest.mark.parametrize("wrong", [torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 3, 8, 8, device="meta")])
+def test_an_engine_refuses_what_is_not_float32_in_memory(wrong: torch.Tensor, engine: Engine) -> None:
+    """A program may lie about the types of its layers."""
+    model, x = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(LEAST_RUNS))).eval(), torch.randn(1, 3, 8, 8)
+    capture = capture_model(model, (x,))
+    programs = lower(axis_plan(capture.graph, 1, "rows", depth=50), capture.graph)
+    (kernel,) = [
+        step.kernel for step in engined(capture, programs, engine_wins(engine)).loaded[0].steps
+        if isinstance(step.instruction, Run) and step.kernel is not None
+    ]  # fmt: skip
+    with pytest.raises(TypeError, match="float32"):
+        kernel(wrong)
+
+
+@each_engine
+def test_another_default_type_changes_nothing(engine: Engine) -> None:
+    torch.manual_seed(0)
+    model, x = Squeezed().eval(), torch.randn(1, 3, 33, 33)
+    own = model(x)
+    capture = capture_model(model, (x,))
+    torch.set_default_dtype(torch.float64)
+    try:
+        programs = lower(axis_plan(capture.graph, 1, "rows", depth=50), capture.graph)
+        process = engined(capture, programs, engine_wins(engine))
+        assert relative_difference(process(x), own) <= TOLERANCE
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+class MeanOfMany(nn.Module):
+    """Many numbers of one sign."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(nn.Conv2d(4, 4, 1) for _ in range(LEAST_RUNS)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.body(x).abs() + 3.7).mean((2, 3))
+
+
+@each_engine
+def test_long_sums_keep_their_digits(engine: Engine) -> None:
+    torch.manual_seed(0)
+    model, x = MeanOfMany().eval(), torch.rand(1, 4, 256, 256)
+    capture = capture_model(model, (x,))
+    groups = engine_wins(engine)
+    process = engined(capture, lower(axis_plan(capture.graph, 1, "rows", depth=50), capture.graph), groups)
+    expected = copy.deepcopy(model).double()(x.double())
+    assert relative_difference(process(x).double(), expected) <= 4e-6
+    assert sum(len(choice.layers) for choice in groups.choices) == len(capture.graph.layers)
+
+
+def test_an_engine_of_another_package_has_no_version() -> None:
+    """Such as onnxruntime-gpu, whose module is called onnxruntime."""
+    assert str(Engine(name="builtin", modules=("sys",), build=lambda group, threads: None)) == "builtin-unknown"
 
 
 @pytest.mark.parametrize(

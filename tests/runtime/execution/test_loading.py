@@ -26,6 +26,7 @@ from edgedi.runtime.coordinator.profiler import deploy_message
 from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun, Step, WeightOf
 from edgedi.runtime.execution.loading import (
     ENGINE_BYTES,
+    ENGINE_COPIES,
     INPUT,
     Shipment,
     WorkerMemoryError,
@@ -242,7 +243,7 @@ def test_an_engine_gets_a_chance_where_all_held_twice_takes_half_of_the_limit(
 ) -> None:
     graph = read_graph(deploy.layers)
     peak, _ = program_bytes(Program.parse(deploy.program), graph)
-    needed = 2 * store.bytes_of(digests_of(deploy.layers)) + peak + ENGINE_BYTES
+    needed = (1 + ENGINE_COPIES) * store.bytes_of(digests_of(deploy.layers)) + peak + ENGINE_BYTES
     offered: list[int] = []
 
     def regroup(steps: tuple[Step, ...], weight: WeightOf, graph: LayerGraph) -> tuple[Step, ...]:

@@ -13,7 +13,7 @@ from edgedi.runtime.coordinator.profiler import deploy_message
 from edgedi.runtime.emulation.speed import Speed
 from edgedi.runtime.execution import loading
 from edgedi.runtime.execution.executor import Step, WeightOf
-from edgedi.runtime.execution.loading import Shipment
+from edgedi.runtime.execution.loading import ENGINE_COPIES, Shipment
 from edgedi.runtime.execution.weights import weight_digest
 from edgedi.runtime.kernels.engines import installed_engines
 from edgedi.runtime.wire.messages import Deploy
@@ -54,7 +54,7 @@ def test_engines_give_memory_back_before_a_program_is_refused(monkeypatch: pytes
     programs.expect(first)
     weight_bytes = programs.install(first)
     installed = programs["s", 0]
-    assert (installed.engine, installed.engine_bytes) == ("torch; engine", weight_bytes)
+    assert (installed.engine, installed.engine_bytes) == ("torch; engine", ENGINE_COPIES * weight_bytes)
     installed.engine_bytes = 10**7  # so that nothing fits beside it
     before = installed.program
     programs.expect(second)
