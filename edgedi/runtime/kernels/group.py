@@ -224,8 +224,10 @@ class GroupModel(ABC):
         """The same elements in another shape."""
 
     @abstractmethod
-    def summed(self, node: Any, dim: int, keep: bool) -> Any:
-        """Over a dimension; ``keep`` it with one element."""
+    def summed(self, node: Any, shape: tuple[int, ...], dims: tuple[int, ...]) -> Any:
+        """Of ``shape`` over ``dims``, which stay with one element each. One dimension after another: engines add up in
+        float32, where the errors of long sums pile up.
+        """
 
     # --- layers -------------------------------------------------------------------------------------------------------
 
@@ -280,16 +282,14 @@ class GroupModel(ABC):
         attributes = task.layer.attributes
         if attributes["function"] == "max":
             raise CannotExpress(task.layer.name)
-        dims = tuple(attributes["dims"])
-        shape = (1 if dim in dims else length for dim, length in enumerate(task.in_shape(0)))
-        for dim in reversed(dims):  # one after another: engines add up in float32, and errors of long sums pile up
-            x = self.summed(x, dim, True)
-        return self.reshaped(x, (1, *shape))
+        dims, shape = tuple(attributes["dims"]), task.in_shape(0)
+        left = (1 if dim in dims else length for dim, length in enumerate(shape))
+        return self.reshaped(self.summed(x, shape, dims), (1, *left))
 
     def _combine(self, task: Task, parts: Any) -> Any:
         if task.layer.attributes["function"] == "max":
             raise CannotExpress(task.layer.name)
-        total = self.summed(parts, 0, False)
+        total = self.reshaped(self.summed(parts, task.in_shape(0), (0,)), tuple(task.out_shape))
         return self.calculated("mul", total, self.constant(_scalar(task.layer.attributes["scale"])))
 
 

@@ -154,8 +154,10 @@ class _Model(GroupModel):
     def reshaped(self, node: Any, shape: tuple[int, ...]) -> Any:
         return self._op.reshape(node, self._numbers(shape), False)
 
-    def summed(self, node: Any, dim: int, keep: bool) -> Any:
-        return self._op.reduce_sum(node, self._numbers([dim]), keep)
+    def summed(self, node: Any, shape: tuple[int, ...], dims: tuple[int, ...]) -> Any:
+        for dim in dims:
+            node = self._op.reduce_sum(node, self._numbers([dim]), True)
+        return node
 
     def _numbers(self, values: Sequence[int]) -> Any:
         return self._op.constant(np.array(values))
