@@ -59,7 +59,7 @@ class Teacher:
 
         def keep(call: Call) -> Tensor:
             output = call.run()
-            self.samples[call.name] = samples_for(call.weight[0].numel())
+            self.samples[call.name] = samples_for(call.groups, call.weight[0].numel())
             picks = call.picks(seed, self.samples[call.name])
             self.outputs[call.name] = call.made(output, picks) + aside.at(call, picks)
             aside.put(call, output)
