@@ -15,9 +15,9 @@ WIDE = 4608
 """Columns, channels times kernel, up to which a layer's moments are taken whole (512 channels, 3 x 3). Beyond, only
 each column's own: how columns make up for each other is then not known."""
 LEAST_SAMPLES, SAMPLES_PER_COLUMN = 16384, 8
-"""Of samples without noise of their own, a fit to eight for each column errs by an eighth more than it must."""
-MOST_NUMBERS = 2**26
-"""Of all samples of one layer together: 256 MiB."""
+"""Fitted to eight samples for each column, a layer errs by a seventh more than it must on others; to three, by half."""
+MOST_NUMBERS, LEAST_PER_COLUMN = 2**26, 2
+"""All samples of one layer together take 256 MiB at most, but where that were fewer than two for each column."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -60,7 +60,8 @@ def _shrunk(covariance: Tensor, count: int) -> Tensor:
 
 def samples_for(groups: int, columns: int) -> int:
     """How many samples a layer of so many groups, each of so many columns, is measured on."""
-    return min(max(LEAST_SAMPLES, SAMPLES_PER_COLUMN * columns), MOST_NUMBERS // (groups * columns))
+    most = max(MOST_NUMBERS // (groups * columns), LEAST_PER_COLUMN * columns)
+    return min(max(LEAST_SAMPLES, SAMPLES_PER_COLUMN * columns), most)
 
 
 @torch.no_grad()
