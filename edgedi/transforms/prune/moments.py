@@ -14,10 +14,7 @@ from edgedi.transforms.prune.watch import Call, Watch
 WIDE = 4608
 """Columns, channels times kernel, up to which a layer's moments are taken whole (512 channels, 3 x 3). Beyond, only
 each column's own: how columns make up for each other is then not known."""
-LEAST_SAMPLES, SAMPLES_PER_COLUMN = 16384, 8
-"""Fitted to eight samples for each column, a layer errs by a seventh more than it must on others; to three, by half."""
-MOST_NUMBERS, LEAST_PER_COLUMN = 2**26, 2
-"""All samples of one layer together take 256 MiB at most, but where that were fewer than two for each column."""
+LEAST_SAMPLES, MOST_SAMPLES = 4096, 16384
 
 
 @dataclass(kw_only=True, eq=False)
@@ -58,10 +55,9 @@ def _shrunk(covariance: Tensor, count: int) -> Tensor:
     return covariance * left + torch.diag_embed(covariance.diagonal(dim1=1, dim2=2)) * (1 - left)
 
 
-def samples_for(groups: int, columns: int) -> int:
-    """How many samples a layer of so many groups, each of so many columns, is measured on."""
-    most = max(MOST_NUMBERS // (groups * columns), LEAST_PER_COLUMN * columns)
-    return min(max(LEAST_SAMPLES, SAMPLES_PER_COLUMN * columns), most)
+def samples_for(columns: int) -> int:
+    """How many samples a layer with so many columns is measured on."""
+    return min(max(LEAST_SAMPLES, 3 * columns), MOST_SAMPLES)
 
 
 @torch.no_grad()
@@ -73,7 +69,7 @@ def moments_of(
 
     def see(call: Call) -> Tensor:
         width = call.weight[0].numel()
-        share = samples_for(call.groups, width) * len(call.input) / num_inputs
+        share = samples_for(width) * len(call.input) / num_inputs
         columns = call.columns(call.picks(seed, max(1, round(share)))).float()
         if call.name not in found:
             shape = (call.groups, width) if width > WIDE else (call.groups, width, width)

@@ -19,14 +19,17 @@ from torch.utils import _pytree as pytree
 
 from edgedi.transforms.data import Batch
 from edgedi.transforms.prune.cut import CONVOLUTIONS, Narrow
-from edgedi.transforms.prune.moments import samples_for
 from edgedi.transforms.prune.sums import Shortcut, shortcuts_of
 from edgedi.transforms.prune.watch import Call, Watch
 from edgedi.transforms.store import NO_SLOT, Slot, digest_of_model
 
+LEAST_SAMPLES, SAMPLES_PER_COLUMN = 16384, 8
+"""Fitted to eight samples for each column, a layer errs by a seventh more than it must on others; to three, by half."""
+MOST_NUMBERS, LEAST_PER_COLUMN = 2**26, 2
+"""All samples of one layer together take 256 MiB at most, but where that were fewer than two for each column."""
 RIDGES = (1e-3, 1e-1, 1e1)
 """Added to the diagonal of the covariance, as a share of its mean."""
-FEW = 8
+FEW = SAMPLES_PER_COLUMN
 """Samples for each column from which on the smallest ridge will do."""
 MEMORY_BYTES = 2**30
 """Of the largest map of all inputs together: every layer is fitted within one run of all inputs at once."""
@@ -39,6 +42,12 @@ def together(batches: Sequence[Batch]) -> tuple[Any, ...]:
     alike = [flat for (flat, _), shape in zip(leaves, shapes, strict=True) if shape == shapes[0]]
     joined = [torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0] for parts in zip(*alike, strict=True)]
     return pytree.tree_unflatten(joined, leaves[0][1])
+
+
+def samples_for(groups: int, columns: int) -> int:
+    """How many samples a layer of so many groups, each of so many columns, is fitted on."""
+    most = max(MOST_NUMBERS // (groups * columns), LEAST_PER_COLUMN * columns)
+    return min(max(LEAST_SAMPLES, SAMPLES_PER_COLUMN * columns), most)
 
 
 class Teacher:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from edgedi.transforms.prune.curves import answer_errors
-from edgedi.transforms.prune.moments import samples_for
 
 
 @pytest.mark.parametrize(
@@ -23,17 +22,3 @@ def test_between_points_it_goes_as_the_readers_errors(
     errors: list[float], tried: dict[int, float], wanted: list[float]
 ):
     assert answer_errors(errors, tried) == pytest.approx(wanted)
-
-
-@pytest.mark.parametrize(
-    ("groups", "columns", "samples"),
-    [
-        (1, 64, 16_384),  # the least
-        (1, 2_304, 8 * 2_304),
-        (1, 4_608, 2**26 // 4_608),  # as many as memory allows
-        (960, 9, 2**26 // (960 * 9)),  # depthwise: each group has its own columns
-        (1, 9_216, 2 * 9_216),
-    ],
-)
-def test_a_layer_is_seen_on_several_samples_for_each_column(groups: int, columns: int, samples: int) -> None:
-    assert samples_for(groups, columns) == samples

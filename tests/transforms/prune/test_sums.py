@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgedi.transforms.exact.simplify import simplify_step
 from edgedi.transforms.prune import refit
 from edgedi.transforms.prune.cut import Cut, Narrow
-from edgedi.transforms.prune.refit import Teacher
+from edgedi.transforms.prune.refit import Teacher, samples_for
 from edgedi.transforms.prune.sums import Shortcut, shortcuts_of
 from edgedi.transforms.task import Budget, Task
 
@@ -190,3 +190,17 @@ def test_no_shortcut_is_kept_longer_than_it_is_needed(monkeypatch: pytest.Monkey
     fitted("plus", inputs(8))
     fitted("own", inputs(8))
     assert [aside._kept for aside in made] == [{}, {}, {}, {}]
+
+
+@pytest.mark.parametrize(
+    ("groups", "columns", "samples"),
+    [
+        (1, 64, 16_384),  # the least
+        (1, 2_304, 8 * 2_304),
+        (1, 4_608, 2**26 // 4_608),  # as many as memory allows
+        (960, 9, 2**26 // (960 * 9)),  # depthwise: each group has its own columns
+        (1, 9_216, 2 * 9_216),
+    ],
+)
+def test_a_layer_is_seen_on_several_samples_for_each_column(groups: int, columns: int, samples: int) -> None:
+    assert samples_for(groups, columns) == samples
