@@ -41,8 +41,8 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="where layers run (default cpu)")
     made.add_argument("--engine", choices=("auto", "torch"), default="auto",
-                      help="auto (default): OpenVINO, if it is here, where it is measured faster and fits twice into "
-                      "half of the memory limit")  # fmt: skip
+                      help="auto (default): OpenVINO or ONNX Runtime, if they are here, where measured faster; with a "
+                      "memory limit one of them, where weights fit three times into half of it")  # fmt: skip
     made.add_argument(
         "--memory-limit", type=_size, default=None, metavar="BYTES", help="e.g. 512M or 2G (default: none)"
     )

@@ -12,8 +12,8 @@ from edgedi.runtime.links.keys import KeyPair
 class WorkerOptions:
     """What a worker is started with. ``authorized`` are the public keys of coordinators that may use it.
 
-    ``engine`` is ``auto``, which lets OpenVINO, where it is installed, compute the chains of layers that it is faster
-    at, or ``torch``.
+    ``engine`` is ``auto``, which lets OpenVINO and ONNX Runtime, where they are installed, compute the chains of layers
+    that they are faster at, or ``torch``.
     ``speed`` and ``proxy`` (``host:port`` of a SOCKS proxy, the only way to its peers) are for emulated devices.
     """
 
