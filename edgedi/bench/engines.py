@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from edgedi.runtime.kernels.onnxruntime_graph import quiet_onnxruntime
+from edgedi.runtime.kernels.openvino_graph import quiet_openvino
+
 Inputs = tuple[Tensor, ...]
 
 
@@ -74,8 +77,7 @@ def openvino_default(network: nn.Module, inputs: Sequence[Inputs], threads: int)
 
 
 def _openvino(network: nn.Module, inputs: Sequence[Inputs], threads: int, precision: Mapping[str, str]) -> Engine:
-    import openvino as ov
-
+    ov = quiet_openvino()
     model = ov.convert_model(network, example_input=inputs[0])
     model.reshape({port: list(x.shape) for port, x in zip(model.inputs, inputs[0], strict=True)})
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", **precision}
@@ -92,8 +94,7 @@ def _openvino(network: nn.Module, inputs: Sequence[Inputs], threads: int, precis
 
 def onnxruntime(network: nn.Module, inputs: Sequence[Inputs], threads: int) -> Engine:
     """ONNX Runtime's CPU provider, all graph optimisations on, from the ONNX that torch exports."""
-    import onnxruntime as ort
-
+    ort = quiet_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     with tempfile.TemporaryDirectory(prefix="edgedi-bench-") as folder:

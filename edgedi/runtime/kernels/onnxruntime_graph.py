@@ -8,6 +8,7 @@ which may have 2 GB at most.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,10 +35,26 @@ OPSET, IR_VERSION = 20, 10
 ONLY_ERRORS = 3
 
 
+def quiet_onnxruntime() -> Any:
+    """The module, told before it is imported to send nothing to anybody.
+
+    Recent packages (1.31 was seen to) report to their maker and keep a number of the device on disk, unless one of
+    these variables says otherwise. Whoever wants that sets it to 0.
+    """
+    for switch in NO_TELEMETRY:
+        os.environ.setdefault(switch, "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
+NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED")
+"""The second is what it was called at first."""
+
+
 def build(group: Group, threads: int) -> GroupKernel | None:
     """See ``Engine.build``."""
-    import onnxruntime as ort
-
+    ort = quiet_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = ONLY_ERRORS
@@ -119,13 +136,11 @@ class _Model(GroupModel):
         return name
 
     def constant(self, tensor: Tensor) -> Any:
-        import onnxruntime as ort
-
         name, proto = f"w{next(self._names)}", self._onnx.TensorProto
         described = proto(name=name, data_type=proto.FLOAT, dims=list(tensor.shape), data_location=proto.EXTERNAL)
         described.external_data.add(key="location", value=name)
         self._initializers.append(described)
-        self.weights[name] = ort.OrtValue.ortvalue_from_numpy(tensor.contiguous().numpy())
+        self.weights[name] = quiet_onnxruntime().OrtValue.ortvalue_from_numpy(tensor.contiguous().numpy())
         return name
 
     def _numbers(self, values: Sequence[int]) -> str:

@@ -5,6 +5,7 @@ Its own layout makes the transposes at both ends free. float32, and said so: its
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,10 +28,29 @@ from edgedi.runtime.kernels.group import (
 )
 
 
+def quiet_openvino() -> Any:
+    """The module, imported without the package by which it would report every import to its maker.
+
+    That package numbers the user in a file of the home folder, and cannot be told in advance to send nothing; without
+    it OpenVINO has a stand-in that does nothing.
+    """
+    hidden = TELEMETRY not in sys.modules
+    if hidden:
+        sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # what makes an import of it fail
+    try:
+        import openvino
+    finally:
+        if hidden:
+            del sys.modules[TELEMETRY]
+    return openvino
+
+
+TELEMETRY = "openvino_telemetry"
+
+
 def build(group: Group, threads: int) -> GroupKernel | None:
     """See ``Engine.build``."""
-    import openvino as ov
-
+    ov = quiet_openvino()
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
@@ -75,10 +95,8 @@ def _kernel(ov: Any, request: Any, group: Group) -> GroupKernel:
 
 class _Model(GroupModel):
     def __init__(self, group: Group) -> None:
-        from openvino import opset13
-
         super().__init__(group)
-        self._op = opset13
+        self._op = quiet_openvino().opset13
 
     def model(self, ov: Any) -> Any:
         """The whole."""

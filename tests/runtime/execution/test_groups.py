@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +23,7 @@ from edgedi.partition.plan.program import Piece, Program, Run
 from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
 from edgedi.runtime.execution.groups import FASTER_BY, LEAST_RUNS, Choice, EngineGroups
 from edgedi.runtime.execution.reference import InProcess, weights_of
+from edgedi.runtime.kernels import onnxruntime_graph
 from edgedi.runtime.kernels.engines import ENGINES
 from edgedi.runtime.kernels.fused import Packer
 from edgedi.runtime.kernels.group import Engine, Group, GroupKernel
@@ -373,6 +378,16 @@ def test_long_sums_keep_their_digits(engine: Engine) -> None:
     expected = copy.deepcopy(model).double()(x.double())
     assert relative_difference(process(x).double(), expected) <= 4e-6
     assert sum(len(choice.layers) for choice in groups.choices) == len(capture.graph.layers)
+
+
+@each_engine
+def test_an_engine_sends_nothing_and_leaves_no_file(engine: Engine, tmp_path: Path) -> None:
+    """Both would report to their makers, and begin with a file that numbers the device or the user."""
+    code = f"from edgedi.runtime.kernels.{engine.name}_graph import quiet_{engine.name}; quiet_{engine.name}()"
+    unset = {name: value for name, value in os.environ.items() if name not in ("CI", *onnxruntime_graph.NO_TELEMETRY)}
+    environment = {**unset, "TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_engine_of_another_package_has_no_version() -> None:
