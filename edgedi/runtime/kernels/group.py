@@ -48,8 +48,8 @@ class Engine:
     name: str
     modules: tuple[str, ...]
     build: Callable[[Group, int], GroupKernel | None]
-    """``build(group, threads)``: one function of the group's inputs to its outputs; ``None`` where the engine cannot,
-    or will not, take it."""
+    """``build(group, threads)``: one function of the group's inputs to its outputs; ``None`` where it has no words
+    for a layer. Whatever the engine itself raises passes through: who asks leaves it out then, and says so."""
 
     @property
     def is_installed(self) -> bool:

@@ -33,6 +33,10 @@ from edgedi.runtime.kernels.group import (
 OPSET, IR_VERSION = 20, 10
 """Of ONNX, as old as the operators allow: older runtimes read them too."""
 ONLY_ERRORS = 3
+NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED")
+"""The second is what it was called at first."""
+
+_CALCULATIONS = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "maximum": "Max", "minimum": "Min"}
 
 
 def quiet_onnxruntime() -> Any:
@@ -48,10 +52,6 @@ def quiet_onnxruntime() -> Any:
     return onnxruntime
 
 
-NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED")
-"""The second is what it was called at first."""
-
-
 def build(group: Group, threads: int) -> GroupKernel | None:
     """See ``Engine.build``."""
     ort = quiet_onnxruntime()
@@ -60,21 +60,14 @@ def build(group: Group, threads: int) -> GroupKernel | None:
     options.log_severity_level = ONLY_ERRORS
     # Its threads look for work for a while after each run; between requests the core is others'.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    model = _Model(group)
     try:
-        model = _Model(group)
         described = model.described()
-        options.add_external_initializers(list(model.weights), list(model.weights.values()))
-        session = ort.InferenceSession(described, options, providers=["CPUExecutionProvider"])
-    except (CannotExpress, RuntimeError, ValueError):
+    except CannotExpress:
         return None
-    except Exception as error:
-        if type(error).__module__.startswith("onnxruntime"):  # its errors have no type in common
-            return None
-        raise
-    return _kernel(session, model)
+    options.add_external_initializers(list(model.weights), list(model.weights.values()))
+    return _kernel(ort.InferenceSession(described, options, providers=["CPUExecutionProvider"]), model)
 
-
-_CALCULATIONS = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "maximum": "Max", "minimum": "Min"}
 
 ENGINE = Engine(name="onnxruntime", modules=("onnxruntime", "onnx"), build=build)
 

@@ -27,6 +27,8 @@ from edgedi.runtime.kernels.group import (
     stored_shape,
 )
 
+TELEMETRY = "openvino_telemetry"
+
 
 def quiet_openvino() -> Any:
     """The module, imported without the package by which it would report every import to its maker.
@@ -45,9 +47,6 @@ def quiet_openvino() -> Any:
     return openvino
 
 
-TELEMETRY = "openvino_telemetry"
-
-
 def build(group: Group, threads: int) -> GroupKernel | None:
     """See ``Engine.build``."""
     ov = quiet_openvino()
@@ -59,10 +58,10 @@ def build(group: Group, threads: int) -> GroupKernel | None:
         "ENABLE_CPU_PINNING": False,  # the worker is pinned, or not, as a whole
     }
     try:
-        request = _core(ov).compile_model(_Model(group).model(ov), "CPU", settings).create_infer_request()
-    except (CannotExpress, RuntimeError):  # RuntimeError is OpenVINO's own
+        model = _Model(group).model(ov)
+    except CannotExpress:
         return None
-    return _kernel(ov, request, group)
+    return _kernel(ov, _core(ov).compile_model(model, "CPU", settings).create_infer_request(), group)
 
 
 ENGINE = Engine(name="openvino", modules=("openvino",), build=build)

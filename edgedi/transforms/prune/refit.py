@@ -44,7 +44,7 @@ def together(batches: Sequence[Batch]) -> tuple[Any, ...]:
     return pytree.tree_unflatten(joined, leaves[0][1])
 
 
-def samples_for(groups: int, columns: int) -> int:
+def samples_to_fit(groups: int, columns: int) -> int:
     """How many samples a layer of so many groups, each of so many columns, is fitted on."""
     most = max(MOST_NUMBERS // (groups * columns), LEAST_PER_COLUMN * columns)
     return min(max(LEAST_SAMPLES, SAMPLES_PER_COLUMN * columns), most)
@@ -68,7 +68,7 @@ class Teacher:
 
         def keep(call: Call) -> Tensor:
             output = call.run()
-            self.samples[call.name] = samples_for(call.groups, call.weight[0].numel())
+            self.samples[call.name] = samples_to_fit(call.groups, call.weight[0].numel())
             picks = call.picks(seed, self.samples[call.name])
             self.outputs[call.name] = call.made(output, picks) + aside.at(call, picks)
             aside.put(call, output)

@@ -146,7 +146,7 @@ FUNCTIONS = (
 
 
 class Functions(nn.Module):
-    """Each function once after a layer and once by itself, then others of elements, of a vector and of maps."""
+    """Each function once after a layer and once by itself, then others of one map and of two."""
 
     def __init__(self) -> None:
         super().__init__()

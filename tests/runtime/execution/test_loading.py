@@ -238,7 +238,7 @@ def test_what_other_programs_hold_counts(deploy: Deploy, shipped: tuple[ProgramS
 
 
 @pytest.mark.parametrize(("spare", "held", "asked"), [(0, 0, True), (-1, 0, False), (0, 1, False), (1000, 1000, True)])
-def test_an_engine_gets_a_chance_where_all_held_twice_takes_half_of_the_limit(
+def test_an_engine_gets_a_chance_where_all_held_again_takes_half_of_the_limit(
     deploy: Deploy, store: WeightStore, spare: int, held: int, asked: bool
 ) -> None:
     graph = read_graph(deploy.layers)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgedi.transforms.exact.simplify import simplify_step
 from edgedi.transforms.prune import refit
 from edgedi.transforms.prune.cut import Cut, Narrow
-from edgedi.transforms.prune.refit import Teacher, samples_for
+from edgedi.transforms.prune.refit import Teacher, samples_to_fit
 from edgedi.transforms.prune.sums import Shortcut, shortcuts_of
 from edgedi.transforms.task import Budget, Task
 
@@ -202,5 +202,5 @@ def test_no_shortcut_is_kept_longer_than_it_is_needed(monkeypatch: pytest.Monkey
         (1, 9_216, 2 * 9_216),
     ],
 )
-def test_a_layer_is_seen_on_several_samples_for_each_column(groups: int, columns: int, samples: int) -> None:
-    assert samples_for(groups, columns) == samples
+def test_a_layer_is_seen_on_several_samples_to_fit_each_column(groups: int, columns: int, samples: int) -> None:
+    assert samples_to_fit(groups, columns) == samples
