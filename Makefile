@@ -17,10 +17,10 @@ bench: $(VENV)/.edgedi-demo $(VENV)/.edgedi-openvino $(VENV)/.edgedi-onnxruntime
 	$(RUN) bench.run
 
 test: $(VENV)/.edgedi-test ## run the tests, real worker processes included (under 20 minutes on 2 cores)
-	$(RUN) pytest --durations=10
+	$(RUN) pytest --numprocesses=2 --dist=loadfile --durations=10
 
 test-all: $(VENV)/.edgedi-test ## run every test, the slow ones too, and every network: docs/exactness.md
-	$(RUN) pytest --durations=20 -m ''
+	$(RUN) pytest --numprocesses=2 --dist=loadfile --durations=20 -m ''
 	$(RUN) tests.exactness_report
 
 check: $(VENV)/.edgedi-test ## check format, lint and types, run the fast tests

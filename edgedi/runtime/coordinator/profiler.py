@@ -105,7 +105,13 @@ def whole_seconds(
     layers = shipment.describe(ProgramSet(graph=graph, programs={0: program}), 0)
     message = Measure(program=str(program), layers=layers, weights=weight_specs(layers, shipment), repeats=1)
     answer = answer_of(coordinator.ask(link, message, Measured), MEASURE_TIMEOUT_S, "measuring layers")
-    return {layer: seconds for layer, _, _, seconds in answer.seconds}
+    share = engine_share(answer)
+    return {layer: share * seconds for layer, _, _, seconds in answer.seconds}
+
+
+def engine_share(whole: Measured) -> float:
+    """What torch's seconds are multiplied with, by what a worker told of all layers whole: see ``ENGINE_COUNTS``."""
+    return whole.engine_factor if whole.engine_factor <= ENGINE_COUNTS else 1.0
 
 
 def _named(welcome: Welcome, profile: DeviceProfile | None) -> DeviceProfile:
@@ -179,10 +185,10 @@ def install(coordinator: Coordinator, deploys: Mapping[int, Deploy], shipment: S
 def _profile(welcome: Welcome, graph: LayerGraph, measured: Mapping[tuple[str, int], Measured]) -> DeviceProfile:
     curves: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     whole = measured.get(("whole", 1))
-    factor = whole.engine_factor if whole is not None and whole.engine_factor <= ENGINE_COUNTS else 1.0
+    share = 1.0 if whole is None else engine_share(whole)
     for (axis, _), answer in measured.items():
         for layer, _, length, seconds in answer.seconds:
-            curves[layer][axis].append((length, factor * seconds))
+            curves[layer][axis].append((length, share * seconds))
     for axis in _FRACTIONS:
         _close_curves(curves, graph, axis)
     layers = {name: LayerProfile(curves={a: tuple(p) for a, p in c.items()}) for name, c in curves.items()}
