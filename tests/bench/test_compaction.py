@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench.compaction import Row, control_of, reached, verdict
-from bench.compaction_cases import Augmented, Case, Setting, halves, on_imagenet, precision_of, top_1
+from bench.compaction_cases import Augmented, Case, Setting, on_imagenet, precision_of, top_1
 from bench.pretrained import normalised, resnet50
 from bench.vgg_cifar import Images
 from edgedi.transforms.score import Score
@@ -79,14 +79,6 @@ def test_the_control_has_as_many_steps_and_is_no_worse_than_the_original(tmp_pat
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert (tmp_path / "control-40").is_dir()
     assert control_of(setting, 3, tmp_path, 0, lines.append) is model
-
-
-def test_no_image_is_scored_that_calibrates():
-    for scored in (0, 1):
-        x = list(range(7))
-        ours, rest = (set(x[part]) for part in halves(7, scored))
-        assert ours | rest == set(x)
-        assert not ours & rest
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ from edgedi.transforms.prune.cut import TRANSPOSED, Group, Part
 from edgedi.transforms.prune.moments import Moments
 from edgedi.transforms.prune.probe import Probe
 
-RIDGE = 1e-3
-"""Added to the diagonal of the covariance, as a share of its mean: keeps weights from growing on what hardly varies."""
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+"""Added to the diagonal of the covariance, as a share of its mean: keeps weights from growing on what hardly varies.
+The first that leaves it positive in spite of rounding."""
 STEPS = 64
 """A group is emptied in about so many steps; narrow groups unit by unit."""
 KEPT = 8
@@ -50,13 +51,11 @@ class _Reader:
         self.num_inputs = len(part.units)
         many, _, width = self.weight.shape
         self.units = np.repeat(part.units.reshape(many, -1), width * many // len(part.units), axis=1)
-        self.mean = None if moments is None else moments.sums / moments.count
+        self.mean = None if moments is None else moments.mean
         self.covariance = torch.ones(many, width, dtype=torch.float64) if moments is None else moments.covariance
         self.inverse = None
         if self.covariance.dim() == 3:
-            size = self.covariance.diagonal(dim1=1, dim2=2).mean(1)
-            eye = torch.eye(width, dtype=torch.float64)
-            self.inverse = torch.linalg.inv(self.covariance + (RIDGE * size + 1e-12)[:, None, None] * eye)
+            self.inverse = _inverse(self.covariance)
         self.variance = max(float(self._variances().sum()), 1e-30)
         self.columns = [
             {unit: torch.from_numpy(np.flatnonzero(row == unit)) for unit in set(row.tolist()) - {-1}}
@@ -111,6 +110,17 @@ class _Reader:
         if self.covariance.dim() == 2:
             return self.weight.square().sum(1) * self.covariance
         return (self.weight @ self.covariance) * self.weight
+
+
+def _inverse(covariance: Tensor) -> Tensor:
+    """Of [groups, columns, columns], with one of ``RIDGES``."""
+    size = covariance.diagonal(dim1=1, dim2=2).mean(1)
+    eye = torch.eye(covariance.shape[1], dtype=torch.float64)
+    for ridge in RIDGES:
+        factor, failed = torch.linalg.cholesky_ex(covariance + (ridge * size + 1e-12)[:, None, None] * eye)
+        if not bool(failed.any()):
+            break
+    return torch.cholesky_inverse(factor)
 
 
 def curve_of(model: nn.Module, group: Group, moments: Mapping[str, Moments], probe: Probe) -> Curve:

@@ -79,6 +79,11 @@ def narrow(removed: Mapping[str, Sequence[int]], groups: Sequence[Group]) -> Nar
     )
 
 
+def layers_of(model: nn.Module) -> list[str]:
+    """Names of its convolutions, depthwise ones too, and linear layers."""
+    return [name for name, module in model.named_modules() if isinstance(module, (*CONVOLUTIONS, nn.Linear))]
+
+
 def is_one_to_one(module: nn.Module) -> bool:
     """Whether output i is made of input i alone: normalisations, activations with weights, depthwise convolutions."""
     if isinstance(module, CONVOLUTIONS):

@@ -19,27 +19,34 @@ LEAST_SAMPLES, MOST_SAMPLES = 4096, 16384
 
 @dataclass(kw_only=True, eq=False)
 class Moments:
-    """Sums over samples of one layer's columns, float64: ``sums`` [groups, columns], ``squares`` [groups, columns,
-    columns], or [groups, columns] where they are too many."""
+    """Over samples of one layer's columns, float64: ``mean`` [groups, columns]; ``squares``, sums of centred squares,
+    [groups, columns, columns], or [groups, columns] where they are too many."""
 
-    sums: Tensor
+    mean: Tensor
     squares: Tensor
     count: int = 0
 
     @property
     def covariance(self) -> Tensor:
-        """Centred, of ``squares``' shape: a layer's bias makes up for means. See ``_shrunk``."""
-        mean = self.sums / self.count
-        if self.squares.dim() == 2:
-            return self.squares / self.count - mean * mean
-        return _shrunk(self.squares / self.count - mean[:, :, None] * mean[:, None, :], self.count)
+        """Of ``squares``' shape. See ``_shrunk``."""
+        found = self.squares / self.count
+        return found if found.dim() == 2 else _shrunk(found, self.count)
 
     def add(self, columns: Tensor) -> None:
-        """``columns`` [samples, groups, columns]."""
-        x = columns.transpose(0, 1)
-        self.sums += x.sum(1, dtype=torch.float64)
-        self.squares += (x * x).sum(1, dtype=torch.float64) if self.squares.dim() == 2 else x.transpose(1, 2) @ x
-        self.count += len(columns)
+        """``columns`` [samples, groups, columns], float32.
+
+        Centred by their own mean before they are squared, and then put together (Chan, Golub and LeVeque, 1983): where
+        columns vary little about a large mean, the difference of two large sums would be all rounding.
+        """
+        x, many = columns.transpose(0, 1), len(columns)
+        mean = x.mean(1, dtype=torch.float64)
+        x, apart = x - mean[:, None].float(), mean - self.mean
+        whole = self.squares.dim() == 3
+        self.squares += x.transpose(1, 2) @ x if whole else (x * x).sum(1, dtype=torch.float64)
+        between = apart[:, :, None] * apart[:, None, :] if whole else apart * apart
+        self.squares += between * (self.count * many / (self.count + many))
+        self.mean += apart * (many / (self.count + many))
+        self.count += many
 
 
 def _shrunk(covariance: Tensor, count: int) -> Tensor:
@@ -74,7 +81,7 @@ def moments_of(
         if call.name not in found:
             shape = (call.groups, width) if width > WIDE else (call.groups, width, width)
             found[call.name] = Moments(
-                sums=torch.zeros(shape[:2], dtype=torch.float64), squares=torch.zeros(shape, dtype=torch.float64)
+                mean=torch.zeros(shape[:2], dtype=torch.float64), squares=torch.zeros(shape, dtype=torch.float64)
             )
         found[call.name].add(columns)
         return call.run()

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from edgedi.transforms.prune.cut import layers_of
+from edgedi.transforms.prune.watch import Call, Watch
+
 INPUTS = 24
 """Inputs that a change is tried on."""
+MEMORY_BYTES = 2**30
+"""For outputs of layers, kept so that what runs before a changed layer is not computed again; the first that fit."""
+FEATURE_MAPS = 4
+"""Dimensions of [batch, channels, rows, columns]: convolutions of these are faster channels last."""
 
 
 class Probe:
@@ -20,8 +27,21 @@ class Probe:
     @torch.no_grad()
     def __init__(self, model: nn.Module, arguments: tuple[Any, ...]) -> None:
         self._model = copy.deepcopy(model)
-        self._arguments = pytree.tree_map(lambda leaf: leaf[:INPUTS] if isinstance(leaf, Tensor) else leaf, arguments)
-        self._answer = self._leaves()
+        self._arguments = pytree.tree_map(_some, arguments)
+        self._layers = layers_of(model)
+        self._kept: list[tuple[str, Tensor | None]] = []
+        """Each call of a layer, in order, and its output."""
+        room = MEMORY_BYTES
+
+        def keep(call: Call) -> Tensor:
+            nonlocal room
+            output = call.run()
+            room -= output.nbytes
+            # A copy, here and each time it is used: what comes next may write into it.
+            self._kept.append((call.name, output.clone() if room >= 0 else None))
+            return output
+
+        self._answer = self._leaves(keep)
         self._variance = sum(float((leaf - leaf.mean()).square().sum()) for leaf in self._answer)
 
     @torch.no_grad()
@@ -33,12 +53,33 @@ class Probe:
             module.weight.copy_(weight.reshape(module.weight.shape))
             if module.bias is not None and lift is not None:
                 module.bias.add_(lift.flatten())
-        answer = self._leaves()
+        answer = self._leaves(self._replay(set(weights)))
         for name, state in before.items():
             self._model.get_submodule(name).load_state_dict(state)
         squares = (float((a - b).square().sum()) for a, b in zip(answer, self._answer, strict=True))
         return sum(squares) / max(self._variance, 1e-30)
 
-    def _leaves(self) -> list[Tensor]:
-        leaves = pytree.tree_leaves(self._model(*self._arguments))
+    def _replay(self, changed: set[str]) -> Callable[[Call], Tensor]:
+        """The outputs that are kept, up to the first changed layer; none where one of these was never seen to run."""
+        kept, same = iter(self._kept), changed <= {name for name, _ in self._kept}
+
+        def see(call: Call) -> Tensor:
+            nonlocal same
+            same = same and call.name not in changed
+            output = next(kept, (call.name, None))[1] if same else None
+            return call.run() if output is None else output.clone()
+
+        return see
+
+    def _leaves(self, see: Callable[[Call], Tensor]) -> list[Tensor]:
+        with Watch(self._model, self._layers, see):
+            leaves = pytree.tree_leaves(self._model(*self._arguments))
         return [leaf.double() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _some(leaf: Any) -> Any:
+    """The first ``INPUTS`` of a tensor."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    first = leaf[:INPUTS]
+    return first.contiguous(memory_format=torch.channels_last) if first.dim() == FEATURE_MAPS else first

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from edgedi.transforms.data import Batch
-from edgedi.transforms.prune.cut import CONVOLUTIONS, Narrow
+from edgedi.transforms.prune.cut import Narrow, layers_of
 from edgedi.transforms.prune.sums import Shortcut, shortcuts_of
 from edgedi.transforms.prune.watch import Call, Watch
 from edgedi.transforms.store import NO_SLOT, Slot, digest_of_model
@@ -74,7 +74,7 @@ class Teacher:
             aside.put(call, output)
             return output
 
-        with Watch(original, _fitted(original), keep):
+        with Watch(original, layers_of(original), keep):
             original(*arguments)
         self.arguments = arguments
 
@@ -139,10 +139,6 @@ class _Aside:
                 self._kept[shortcut] = tensor
 
 
-def _fitted(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, (*CONVOLUTIONS, nn.Linear))]
-
-
 def _fewer(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """As many inputs as fit into ``MEMORY_BYTES``."""
     largest = 1
@@ -156,7 +152,7 @@ def _fewer(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     def first(count: int) -> tuple[Any, ...]:
         return pytree.tree_map(lambda leaf: leaf[:count] if isinstance(leaf, Tensor) else leaf, arguments)
 
-    with Watch(model, _fitted(model), see):
+    with Watch(model, layers_of(model), see):
         model(*first(1))
     return first(max(16, MEMORY_BYTES // largest))
 
