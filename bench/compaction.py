@@ -124,10 +124,12 @@ def control_of(setting: Setting, number: int, place: Path, num_steps: int, say: 
 
 
 def reached(case: Case, rows: Sequence[Row]) -> bool:
-    """Whether all runs of a case together hold its bar: each is small enough, and the mean score fell no further."""
+    """Whether all runs of a case together hold its bar: each is small enough, and there in time, and the mean score
+    fell no further."""
     return (
         all(row.macs_cut >= case.least_cut - ROUNDING for row in rows)
         and all(row.parameters_cut >= case.least_parameter_cut - ROUNDING for row in rows)
+        and all(row.seconds <= case.most_s for row in rows)
         and fmean(row.fall for row in rows) <= case.most_fall + ROUNDING
     )
 
@@ -150,10 +152,11 @@ def table_of(rows: Sequence[Row]) -> Table:
 def verdict(case: Case, rows: Sequence[Row]) -> str:
     """A line that says whether the case's bar was held, and what it is."""
     against = "the control" if rows[0].control else "the original"
+    parameters = f"parameters -{case.least_parameter_cut:.0%}, " if case.least_parameter_cut else ""
     return (
         f"{case.name}: {'PASS' if reached(case, rows) else 'FAIL'}, {-fmean(row.fall for row in rows):+.2%} against "
-        f"{against} in {len(rows)} runs (bar: {-case.most_fall:+.1%}, MACs -{case.least_cut:.0%}"
-        + (f", parameters -{case.least_parameter_cut:.0%})" if case.least_parameter_cut else ")")
+        f"{against} in {len(rows)} runs of at most {max(row.seconds for row in rows):.0f} s "
+        f"(bar: {-case.most_fall:+.1%}, MACs -{case.least_cut:.0%}, {parameters}{case.most_s:.0f} s of two cores)"
     )
 
 

@@ -17,15 +17,20 @@ from bench.vgg_cifar import Images
 from edgedi.transforms.score import Score
 
 CASE = Case(
-    name="x", set_up=on_imagenet(resnet50, normalised, 0.5), least_cut=0.5, most_fall=0.005, least_parameter_cut=0.9
+    name="x",
+    set_up=on_imagenet(resnet50, normalised, 0.5),
+    least_cut=0.5,
+    most_fall=0.005,
+    most_s=60.0,
+    least_parameter_cut=0.9,
 )
 
 
-def row(macs: int, parameters: int, after: float, control: float | None = None) -> Row:
+def row(macs: int, parameters: int, after: float, control: float | None = None, seconds: float = 60.0) -> Row:
     return Row(
         case="x", number=0, parameters=(1000, parameters), macs=(1000, macs), num_bytes=(1, 1), exact_macs=990,
         before=Score(value=0.8, count=500), after=Score(value=after, count=500),
-        control=None if control is None else Score(value=control, count=500), training_steps=0, seconds=1.0,
+        control=None if control is None else Score(value=control, count=500), training_steps=0, seconds=seconds,
         steps="",
     )  # fmt: skip
 
@@ -43,6 +48,7 @@ def row(macs: int, parameters: int, after: float, control: float | None = None) 
         ([row(500, 100, 0.79), row(500, 100, 0.8)], True),  # the mean of the runs
         ([row(500, 100, 0.78), row(500, 100, 0.8)], False),
         ([row(500, 100, 0.8), row(501, 100, 0.8)], False),  # each is small enough
+        ([row(500, 100, 0.8), row(500, 100, 0.8, seconds=61.0)], False),  # and there in time
     ],
 )
 def test_a_bar_is_reached_where_all_of_it_is(rows: list[Row], held: bool):
