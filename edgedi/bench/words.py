@@ -52,7 +52,7 @@ def ranges(numbers: Sequence[int]) -> str:
 def caveats(report: Report) -> Iterator[str]:
     """What keeps the numbers from saying more than they do, a sentence each; also what the run did not come to."""
     if report.ended:
-        yield f"THE RUN ENDED EARLY {report.ended}"
+        yield ended_remark(report.ended)
     if report.machine.busy:
         yield report.machine.busy
     if report.disturbed:
@@ -71,6 +71,11 @@ def caveats(report: Report) -> Iterator[str]:
         yield "The engines ran on this machine, the workers on theirs."
     for engine, reason in report.not_compared.items():
         yield f"Not compared: {engine}. {reason}"
+
+
+def ended_remark(why: str) -> str:
+    """Not to be overlooked: fewer rounds than were asked for."""
+    return f"THE RUN ENDED EARLY {why}"
 
 
 def emulation_remarks(emulation: str, late_s: float) -> Iterator[str]:
