@@ -74,9 +74,10 @@ def own_answer(network: nn.Module, inputs: tuple[Tensor, ...], settings: Setting
     try:
         with torch.inference_mode():
             return tensors_of(network(*inputs))
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # a user's own code may raise anything
         shapes = ",".join("x".join(map(str, shape)) for shape in settings.shapes)
-        raise ValueError(f"--input {shapes}: {settings.model} does not take it: {error}") from error
+        reason = f"{settings.model} does not take it: {type(error).__name__}: {error}"
+        raise ValueError(f"--input {shapes}: {reason}") from error
 
 
 class _Run:
