@@ -43,6 +43,7 @@ class _Facts:
     programs: ProgramSet
     traffic: Traffic
     layer_s: tuple[Mapping[str, float], ...]
+    computed_by: tuple[str, ...]
     spans: tuple[Span, ...] = ()
 
 
@@ -133,7 +134,7 @@ class _Run:
         self._teller.say(f"{contender.name}: measuring the bound, the same plan with no communication")
         return _Facts(
             name=contender.name, planner=session.plan.planner, plan=session.plan, programs=session.programs,
-            traffic=traffic, layer_s=session.layer_seconds(),
+            traffic=traffic, layer_s=session.layer_seconds(), computed_by=contender.computed_by(),
         )  # fmt: skip
 
     def _rounds(self, contenders: Sequence[Contender], own: list[Tensor]) -> list[Result]:
@@ -254,5 +255,6 @@ def _split(known: _Facts, results: dict[str, Result], best: Result | None) -> Sp
         speedup=times_as_fast(result.seconds, results[ONE_WORKER].seconds),
         against_best=times_as_fast(result.seconds, best.seconds) if best else None,
         layer_s=known.layer_s,
+        computed_by=known.computed_by,
         spans=known.spans,
     )

@@ -90,6 +90,10 @@ class SessionContender:
             for name, values in self.session.statistics().workers.items()
         )
 
+    def computed_by(self) -> tuple[str, ...]:
+        """What computes the latest plan on every worker that is there, as the workers tell it."""
+        return tuple(str(values["engine"]) for values in self.session.statistics().workers.values())
+
     def traffic(self) -> Traffic:
         """What one more request sends. Call it while nobody else uses the workers: they count all sessions together."""
         before = _sent(self.session)

@@ -100,6 +100,8 @@ class Row:
     result: Result
     num_devices: int
     placement: Placement | None
+    computed_by: tuple[str, ...]
+    """What each worker let compute its layers; empty for an engine."""
     against_best: Ratio | None
 
 
@@ -175,12 +177,16 @@ class _Run:
         sessions, groups = self._sessions(devices), self._engines()
         contenders: list[Contender] = [*sessions, *groups]
         placements = {session.name: session.session.placement for session in sessions}
+        computed_by = {session.name: session.computed_by() for session in sessions}
         workers = sessions[-1].session.workers
         results = {result.name: result for result in self._rounds(contenders, own)}
         alone = [results[group.name] for group in groups if group.num_devices == 1]
         best = min(alone, key=lambda result: result.spread.median_s, default=None)
-        rows = [_row(results[name], _devices(chosen), chosen, best) for name, chosen in placements.items()]
-        rows += [_row(results[group.name], group.num_devices, None, best) for group in groups]
+        rows = [
+            _row(results[name], _devices(chosen), best, chosen, computed_by[name])
+            for name, chosen in placements.items()
+        ]
+        rows += [_row(results[group.name], group.num_devices, best) for group in groups]
         return StreamReport(
             settings=settings,
             machine=self._machine,
@@ -270,6 +276,14 @@ def _devices(placement: Placement) -> int:
     )
 
 
-def _row(result: Result, num_devices: int, placement: Placement | None, best: Result | None) -> Row:
+def _row(
+    result: Result,
+    num_devices: int,
+    best: Result | None,
+    placement: Placement | None = None,
+    computed_by: tuple[str, ...] = (),
+) -> Row:
     against = times_as_fast(result.seconds, best.seconds) if best else None
-    return Row(result=result, num_devices=num_devices, placement=placement, against_best=against)
+    return Row(
+        result=result, num_devices=num_devices, placement=placement, computed_by=computed_by, against_best=against
+    )

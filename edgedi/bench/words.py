@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from edgedi.bench.numbers import Ratio
 from edgedi.bench.report import Report
@@ -85,6 +85,24 @@ def emulation_remarks(emulation: str, late_s: float) -> Iterator[str]:
         "fastest device."
     )
     yield f"At worst a device was {milliseconds(late_s)} ms behind its own time, as this machine ran others."
+
+
+def computing_remarks(workers: Sequence[str], computed_by: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """What computed the layers, by contender and by worker of ``workers``: contenders of the same words share them."""
+    named: dict[str, list[str]] = {}
+    for contender, engines in computed_by.items():
+        named.setdefault(_computing(workers, engines), []).append(contender)
+    for words, contenders in named.items():
+        yield f"Computed by {words}: {', '.join(contenders)}."
+
+
+def _computing(workers: Sequence[str], engines: Sequence[str]) -> str:
+    by_engine: dict[str, list[str]] = {}
+    for worker, engine in zip(workers, engines, strict=False):  # some plans are for the first workers only
+        by_engine.setdefault(engine, []).append(worker)
+    if len(by_engine) == 1:
+        return next(iter(by_engine))
+    return " and ".join(f"{engine} ({', '.join(names)})" for engine, names in by_engine.items())
 
 
 def memory_remarks(report: Report) -> Iterator[str]:

@@ -66,6 +66,8 @@ def test_local_workers_planners_and_an_engine_in_one_run(tmp_path: Path, capsys:
         assert part["name"] in printed.out
     single, _, equal = found["planners"]
     assert single["times_as_fast_as_one_worker"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+    assert [len(split["computed_by"]) for split in found["planners"]] == [2, 2, 2]
+    assert "Computed by torch" in printed.out
     assert single["between_workers_bytes"] == 0
     assert equal["between_workers_bytes"] > 0
     assert single["home_bytes"] == 4 * (3 * 16 * 16 + 5)

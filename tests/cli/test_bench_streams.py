@@ -89,6 +89,8 @@ def test_sessions_and_an_engine_in_one_run(
     assert chosen.rate_per_s == pytest.approx(found["rows"][2]["predicted_requests_per_s"], rel=1e-4)
     assert "throughput chose: worker" in printed.out
     assert "on ONE device" in printed.out
+    assert [len(row["computed_by"]) for row in found["rows"]] == [2, 2, 2, 0, 0]
+    assert "Computed by torch" in printed.out
 
 
 def test_without_engines_there_are_only_sessions(workers: LocalWorkers, tmp_path: Path) -> None:

@@ -193,9 +193,10 @@ class WorkerPrograms:
     def statistics(self, session: str) -> dict[str, int | float | str]:
         """Of the programs of one session, and of the weights of all."""
         mine = [installed for (name, _), installed in self._installed.items() if name == session]
+        latest = max(mine, key=lambda installed: installed.deploy.epoch, default=None)
         values: dict[str, int | float | str] = {
             "weight_bytes": self._store.num_bytes,
-            "engine": max((installed.engine for installed in mine), default=""),
+            "engine": latest.engine if latest is not None else "",
         }
         for installed in mine:
             epoch = installed.deploy.epoch

@@ -64,6 +64,22 @@ def test_engines_give_memory_back_before_a_program_is_refused(monkeypatch: pytes
     assert programs["s", 1].program is not None
 
 
+def test_the_engine_told_is_that_of_the_latest_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, shipment = deploys()
+    programs = WorkerPrograms(WorkerOptions())
+    assert programs.statistics("s")["engine"] == ""
+    for digest in programs.missing(weight["digest"] for weight in given[0].weights):
+        programs._store.add(digest, shipment.tensors[digest])
+    for deploy, engine in zip(given, ("torch; openvino", "torch; onnxruntime"), strict=True):
+        monkeypatch.setattr(Wins, "__str__", lambda self, engine=engine: engine)
+        monkeypatch.setattr(WorkerPrograms, "_groups", lambda self: Wins())
+        programs.expect(deploy)
+        programs.install(deploy)
+        assert programs.statistics("s")["engine"] == engine
+    programs.uninstall(("s", 1))
+    assert programs.statistics("s")["engine"] == "torch; openvino"
+
+
 EMULATED = Speed(slowdown=10)
 ALL = "-".join(["torch", *map(str, installed_engines())])
 ONE = "-".join(["torch", *map(str, installed_engines()[:1])])
