@@ -121,7 +121,7 @@ class WorkerPrograms:
         options = self._options
         return load(
             deploy.program, deploy.layers, self._store, self._packer,
-            limit_bytes=options.memory_limit_bytes, device=options.device, regroup=groups, engine_bytes=engine_bytes,
+            limit_bytes=options.memory_limit_bytes, device=options.device, engines=groups, engine_bytes=engine_bytes,
         )  # fmt: skip
 
     def _check_peers(self, deploy: Deploy) -> None:
@@ -158,12 +158,11 @@ class WorkerPrograms:
         return "-".join(["torch", *map(str, self._engines())])
 
     def _engines(self) -> tuple[Engine, ...]:
-        """What may compute chains of layers. Where memory is limited, one: each tried out holds weights again."""
+        """What may compute chains of layers. Where memory is limited, each program by itself has room for so many."""
         options = self._options
         if options.engine != "auto" or options.device != "cpu" or (options.speed.is_emulated and options.threads > 1):
             return ()
-        found = installed_engines()
-        return found if options.memory_limit_bytes is None else found[:1]
+        return installed_engines()
 
     def _groups(self) -> EngineGroups | None:
         """Chains of layers for an engine, ``None`` where there is none."""
