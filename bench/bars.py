@@ -83,6 +83,8 @@ CASES = (
     _local("torchvision:mobilenet_v2", 224, LEAST_OF_ONE_DEVICE),
     _local("torchvision:efficientnet_b0", 224, LEAST_OF_ONE_DEVICE),
     Case(name="local stream resnet50 224", options=STREAM, model=RESNET50, least_speedup=1.9, least_share=0.95),
+    _testbed("pi4x2@1G", VGG16, LEAST_OF_ONE_DEVICE, 0.85),
+    _testbed("pi4x2@1G", RESNET50, LEAST_OF_ONE_DEVICE, 0.85),
     _testbed("pi4x4@1G", VGG16, 3.6, 0.75, 3.8),
     _testbed("pi4x4@1G", RESNET50, 3.0, 0.75, 3.5),
     _testbed("pi4x8@1G", VGG16, 6.5, 0.75),

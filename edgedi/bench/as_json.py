@@ -67,6 +67,7 @@ def _split(split: Split) -> dict[str, Any]:
         "predicted_bound_s": split.predicted_bound_s,
         "share_of_bound": asdict(split.share_of_bound),
         "efficiency": split.efficiency,
+        "computed_by": split.computed_by,
         "home_bytes": split.traffic.home_bytes,
         "between_workers_bytes": split.traffic.between_workers_bytes,
         "bytes_per_link": {f"{source} -> {target}": count for source, target, count in link_bytes(split)},

@@ -43,6 +43,7 @@ class _Facts:
     programs: ProgramSet
     traffic: Traffic
     layer_s: tuple[Mapping[str, float], ...]
+    computed_by: tuple[str, ...]
     spans: tuple[Span, ...] = ()
 
 
@@ -74,9 +75,10 @@ def own_answer(network: nn.Module, inputs: tuple[Tensor, ...], settings: Setting
     try:
         with torch.inference_mode():
             return tensors_of(network(*inputs))
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # a user's own code may raise anything
         shapes = ",".join("x".join(map(str, shape)) for shape in settings.shapes)
-        raise ValueError(f"--input {shapes}: {settings.model} does not take it: {error}") from error
+        reason = f"{settings.model} does not take it: {type(error).__name__}: {error}"
+        raise ValueError(f"--input {shapes}: {reason}") from error
 
 
 class _Run:
@@ -132,7 +134,7 @@ class _Run:
         self._teller.say(f"{contender.name}: measuring the bound, the same plan with no communication")
         return _Facts(
             name=contender.name, planner=session.plan.planner, plan=session.plan, programs=session.programs,
-            traffic=traffic, layer_s=session.layer_seconds(),
+            traffic=traffic, layer_s=session.layer_seconds(), computed_by=contender.computed_by(),
         )  # fmt: skip
 
     def _rounds(self, contenders: Sequence[Contender], own: list[Tensor]) -> list[Result]:
@@ -253,5 +255,6 @@ def _split(known: _Facts, results: dict[str, Result], best: Result | None) -> Sp
         speedup=times_as_fast(result.seconds, results[ONE_WORKER].seconds),
         against_best=times_as_fast(result.seconds, best.seconds) if best else None,
         layer_s=known.layer_s,
+        computed_by=known.computed_by,
         spans=known.spans,
     )

@@ -57,8 +57,12 @@ class SessionContender:
         return tensors_of(self._answers[index])
 
     def require_workers_answered(self) -> None:
-        """``WorkerLost`` if this process answered any request in the workers' place: its seconds are not theirs."""
+        """``WorkerLost`` if one has left, or this process answered in their place: the seconds are not theirs."""
         statistics = self.session.statistics()
+        known = [f"{index}:{name}" for index, name in enumerate(self.session.workers)]
+        gone = [name for name in known if name not in statistics.workers]
+        if gone:
+            raise WorkerLost(f"{self.name}: of its workers {', '.join(known)} these have left: {', '.join(gone)}")
         if statistics.local_answers:
             raise WorkerLost(
                 f"{self.name}: {statistics.local_answers} of {statistics.requests} requests were answered by this "
@@ -85,6 +89,10 @@ class SessionContender:
             )
             for name, values in self.session.statistics().workers.items()
         )
+
+    def computed_by(self) -> tuple[str, ...]:
+        """What computes the latest plan on every worker that is there, as the workers tell it."""
+        return tuple(str(values["engine"]) for values in self.session.statistics().workers.values())
 
     def traffic(self) -> Traffic:
         """What one more request sends. Call it while nobody else uses the workers: they count all sessions together."""

@@ -52,9 +52,10 @@ def _find(name: str, option: str) -> Callable[[], Any]:
     module_name = _SHORT.get(module_name, module_name)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # it may be a user's own code
         near = like(module_name, (found.name for found in pkgutil.iter_modules()))
-        raise ValueError(f"{option} {name}: module {module_name} does not import: {error}{near}") from error
+        reason = f"{type(error).__name__}: {error}{near if isinstance(error, ImportError) else ''}"
+        raise ValueError(f"{option} {name}: module {module_name} does not import: {reason}") from error
     found = getattr(module, attribute, None)
     if not callable(found):
         near = like(attribute, (each for each in dir(module) if not each.startswith("_")))

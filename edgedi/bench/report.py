@@ -120,6 +120,8 @@ class Split:
     traffic: Traffic
     speedup: Ratio
     against_best: Ratio | None
+    computed_by: tuple[str, ...]
+    """What each worker let compute its layers: torch, and which engines how many chains of them."""
     layer_s: tuple[Mapping[str, float], ...] = ()
     spans: tuple[Span, ...] = ()
     """What every participant did during one request, traced after the rounds."""
@@ -208,6 +210,11 @@ class Report:
     def num_rounds(self) -> int:
         """Rounds that every contender completed."""
         return len(self.splits[0].result.seconds)
+
+    @property
+    def computed_by(self) -> dict[str, tuple[str, ...]]:
+        """What computed each plan on each worker, by contender."""
+        return {split.result.name: split.computed_by for split in self.splits}
 
     @property
     def same(self) -> bool:

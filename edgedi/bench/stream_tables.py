@@ -12,7 +12,7 @@ from rich.table import Table
 
 from edgedi.bench.numbers import Ratio, spread
 from edgedi.bench.streams import THROUGHPUT, Row, StreamReport
-from edgedi.bench.words import SHARE_REMARK, emulation_remarks
+from edgedi.bench.words import SHARE_REMARK, computing_remarks, emulation_remarks, ended_remark
 
 FORMAT = 1
 """Rises when a name or a meaning changes."""
@@ -21,7 +21,7 @@ FORMAT = 1
 def streams_table(report: StreamReport) -> Table:
     """One row for each contender, the sessions first."""
     settings = report.settings
-    title = f"{settings.model}, {len(report.workers)} workers; requests a second over {settings.rounds} rounds"
+    title = f"{settings.model}, {len(report.workers)} workers; requests a second over {report.num_rounds} rounds"
     title += f"\n{report.emulation}" if report.emulation else ""
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
     table.add_column("contender", no_wrap=True)
@@ -63,6 +63,10 @@ def stream_remarks(report: StreamReport) -> Iterator[str]:
         if row.result.name == THROUGHPUT and row.placement is not None:
             replicas = "; ".join(_replica(r.workers, r.plan.planner) for r in row.placement.replicas)
             yield f"throughput chose: {replicas}."
+    computed_by = {row.result.name: row.computed_by for row in report.rows if row.placement is not None}
+    yield from computing_remarks(report.workers, computed_by)
+    if report.ended:
+        yield ended_remark(report.ended)
     if report.machine.busy:
         yield report.machine.busy
     if report.emulation:
@@ -112,6 +116,7 @@ def _row(row: Row) -> dict[str, Any]:
         **asdict(row.result),
         **asdict(spread(row.result.seconds)),
         "num_devices": row.num_devices,
+        "computed_by": row.computed_by,
         "requests_per_s": 1 / spread(row.result.seconds).median_s,
         "predicted_requests_per_s": row.placement.rate_per_s if row.placement else None,
         "times_as_fast_as_best_engine": asdict(row.against_best) if row.against_best else None,

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from edgedi.bench.comparison import missing_engines, own_answer
-from edgedi.bench.contenders import Contender, late_s, tensors_of
+from edgedi.bench.contenders import Contender, SessionContender
 from edgedi.bench.cores import deal
 from edgedi.bench.devices import Devices, start_devices
 from edgedi.bench.engine_contender import EngineContender, EngineFailed, save_tensors
@@ -39,28 +39,21 @@ from edgedi.runtime.session.session import Session
 ONE_WORKER, THROUGHPUT = "one worker", "throughput"
 
 
-class StreamContender:
+class StreamContender(SessionContender):
     """A session under a stream of ``count`` requests of the same input."""
 
     def __init__(self, name: str, session: Session, inputs: Sequence[tuple[Any, ...]], count: int) -> None:
-        self.name, self.session = name, session
-        self._inputs, self._count = inputs, count
-        self._answers: dict[int, Any] = {}
+        super().__init__(name, session, inputs)
+        self._count = count
 
     def seconds(self, index: int) -> float:
-        """Seconds of the stream for each of its requests."""
+        """Seconds of the stream for each of its requests. ``WorkerLost`` where not all workers answered it."""
         started_s = time.perf_counter()
         for answer in self.session.stream([self._inputs[index]] * self._count):
             self._answers[index] = answer
-        return (time.perf_counter() - started_s) / self._count
-
-    def answer(self, index: int) -> list[Tensor]:
-        """See ``Contender``."""
-        return tensors_of(self._answers[index])
-
-    def late_s(self) -> float:
-        """See ``SessionContender``."""
-        return late_s(self.session)
+        taken_s = time.perf_counter() - started_s
+        self.require_workers_answered()  # a replica that is lost between two streams fails no request
+        return taken_s / self._count
 
 
 class EngineGroup:
@@ -107,6 +100,8 @@ class Row:
     result: Result
     num_devices: int
     placement: Placement | None
+    computed_by: tuple[str, ...]
+    """What each worker let compute its layers; empty for an engine."""
     against_best: Ratio | None
 
 
@@ -128,6 +123,11 @@ class StreamReport:
     """What the devices are where they are not real: it stands beside every figure."""
     late_s: float = 0.0
     """How far behind their own time this machine ever ran them."""
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds that every contender completed."""
+        return len(self.rows[0].result.seconds)
 
     @property
     def same(self) -> bool:
@@ -177,12 +177,16 @@ class _Run:
         sessions, groups = self._sessions(devices), self._engines()
         contenders: list[Contender] = [*sessions, *groups]
         placements = {session.name: session.session.placement for session in sessions}
+        computed_by = {session.name: session.computed_by() for session in sessions}
         workers = sessions[-1].session.workers
         results = {result.name: result for result in self._rounds(contenders, own)}
         alone = [results[group.name] for group in groups if group.num_devices == 1]
         best = min(alone, key=lambda result: result.spread.median_s, default=None)
-        rows = [_row(results[name], _devices(chosen), chosen, best) for name, chosen in placements.items()]
-        rows += [_row(results[group.name], group.num_devices, None, best) for group in groups]
+        rows = [
+            _row(results[name], _devices(chosen), best, chosen, computed_by[name])
+            for name, chosen in placements.items()
+        ]
+        rows += [_row(results[group.name], group.num_devices, best) for group in groups]
         return StreamReport(
             settings=settings,
             machine=self._machine,
@@ -272,6 +276,14 @@ def _devices(placement: Placement) -> int:
     )
 
 
-def _row(result: Result, num_devices: int, placement: Placement | None, best: Result | None) -> Row:
+def _row(
+    result: Result,
+    num_devices: int,
+    best: Result | None,
+    placement: Placement | None = None,
+    computed_by: tuple[str, ...] = (),
+) -> Row:
     against = times_as_fast(result.seconds, best.seconds) if best else None
-    return Row(result=result, num_devices=num_devices, placement=placement, against_best=against)
+    return Row(
+        result=result, num_devices=num_devices, placement=placement, computed_by=computed_by, against_best=against
+    )

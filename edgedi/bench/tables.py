@@ -10,7 +10,7 @@ from rich.table import Table
 from edgedi.bench.demo import Demo, Row
 from edgedi.bench.numbers import spread, times_as_fast
 from edgedi.bench.report import Report, Single, Split
-from edgedi.bench.words import caveats, memory_remarks, milliseconds, ratio_text
+from edgedi.bench.words import caveats, computing_remarks, memory_remarks, milliseconds, ratio_text
 
 
 def _table(title: str, first: str, heads: tuple[str, ...]) -> Table:
@@ -151,5 +151,6 @@ def remarks(report: Report) -> Iterator[str]:
         "worker's layers measured at once before the rounds; kB: sent for one request, all links together; difference: "
         "largest, as a share of the model's largest value."
     )
+    yield from computing_remarks(report.workers, report.computed_by)
     yield from memory_remarks(report)
     yield from caveats(report)

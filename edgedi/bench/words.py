@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from edgedi.bench.numbers import Ratio
 from edgedi.bench.report import Report
@@ -52,7 +52,7 @@ def ranges(numbers: Sequence[int]) -> str:
 def caveats(report: Report) -> Iterator[str]:
     """What keeps the numbers from saying more than they do, a sentence each; also what the run did not come to."""
     if report.ended:
-        yield f"THE RUN ENDED EARLY {report.ended}"
+        yield ended_remark(report.ended)
     if report.machine.busy:
         yield report.machine.busy
     if report.disturbed:
@@ -73,6 +73,11 @@ def caveats(report: Report) -> Iterator[str]:
         yield f"Not compared: {engine}. {reason}"
 
 
+def ended_remark(why: str) -> str:
+    """Not to be overlooked: fewer rounds than were asked for."""
+    return f"THE RUN ENDED EARLY {why}"
+
+
 def emulation_remarks(emulation: str, late_s: float) -> Iterator[str]:
     """What times of emulated devices are."""
     yield (
@@ -80,6 +85,24 @@ def emulation_remarks(emulation: str, late_s: float) -> Iterator[str]:
         "fastest device."
     )
     yield f"At worst a device was {milliseconds(late_s)} ms behind its own time, as this machine ran others."
+
+
+def computing_remarks(workers: Sequence[str], computed_by: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """What computed the layers, by contender and by worker of ``workers``: contenders of the same words share them."""
+    named: dict[str, list[str]] = {}
+    for contender, engines in computed_by.items():
+        named.setdefault(_computing(workers, engines), []).append(contender)
+    for words, contenders in named.items():
+        yield f"Computed by {words}: {', '.join(contenders)}."
+
+
+def _computing(workers: Sequence[str], engines: Sequence[str]) -> str:
+    by_engine: dict[str, list[str]] = {}
+    for worker, engine in zip(workers, engines, strict=False):  # some plans are for the first workers only
+        by_engine.setdefault(engine, []).append(worker)
+    if len(by_engine) == 1:
+        return next(iter(by_engine))
+    return " and ".join(f"{engine} ({', '.join(names)})" for engine, names in by_engine.items())
 
 
 def memory_remarks(report: Report) -> Iterator[str]:

@@ -37,6 +37,7 @@ def split(
     *,
     graph: LayerGraph | None = None,
     layer_s: float | None = 0.001,
+    computed_by: Sequence[str] = (),
     spans: tuple[Span, ...] = (),
 ) -> Split:
     """A planner's real plan of a small network; every layer of every worker took ``layer_s``."""
@@ -56,6 +57,7 @@ def split(
         ),
         speedup=times_as_fast(seconds, base),
         against_best=times_as_fast(seconds, best) if best is not None else None,
+        computed_by=tuple(computed_by) or ("torch",) * num_workers,
         layer_s=tuple(runs) if layer_s is not None else (),
         spans=spans,
     )  # fmt: skip
@@ -75,11 +77,15 @@ SPANS = (
     span(1, "wait", 0.0, 0.002, name="x from home"),
     span(1, "compute", 0.002, 0.008, segment=1),
 )
+ENGINED = "torch; openvino for 2 of 3 chains"
 ONE, TWO, EQUAL, ENGINE = (0.04, 0.041, 0.039), (0.02, 0.0205, 0.0195), (0.025, 0.026, 0.024), (0.03, 0.031, 0.029)
 
 
 def report(model: str = "torchvision:resnet50", worker: str = "local", **changed: object) -> Report:
-    """One worker alone, two planners on two workers, one of them also on one of the two, and an engine."""
+    """One worker alone, two planners on two workers, one of them also on one of the two, and an engine.
+
+    The plan of oodp lets an engine compute on the first worker.
+    """
     values: dict[str, object] = {
         "settings": Settings(model=model, planners=("oodp", "equal"), counts=(1,), rounds=3),
         "machine": MACHINE,
@@ -87,7 +93,7 @@ def report(model: str = "torchvision:resnet50", worker: str = "local", **changed
         "pinned": True,
         "splits": (
             split("single", "single", 2, ONE, ONE, ENGINE),
-            split("oodp", "oodp", 2, TWO, ONE, ENGINE, spans=SPANS),
+            split("oodp", "oodp", 2, TWO, ONE, ENGINE, computed_by=(ENGINED, "torch"), spans=SPANS),
             split("equal", "equal", 2, EQUAL, ONE, ENGINE),
             split("equal on 1", "equal", 1, ONE, ONE, ENGINE),
         ),

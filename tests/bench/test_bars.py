@@ -26,7 +26,7 @@ from bench.bars import (
 from bench.run import main, measure
 from edgedi.bench.as_json import report_json
 from edgedi.bench.numbers import Ratio
-from edgedi.bench.settings import ENGINE_NAMES
+from edgedi.bench.testbed.specs import ready_specs
 from edgedi.cli.bench import parser
 from edgedi.partition.planners.by_name import planners
 from tests.bench.reports import report
@@ -111,14 +111,17 @@ def test_predictions_are_judged_by_their_median_error():
     assert math.isnan(error)
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case.options in (LOCAL, STREAM)], ids=lambda case: case.name
-)
-def test_every_local_case_is_a_command_that_is_accepted(case: Case):
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_case_is_a_command_that_is_accepted(case: Case):
     read = parser().parse_args(list(case.arguments))
     assert read.input == ((1, 3, case.size, case.size),)
     assert set(read.planners) <= set(planners())
-    assert ENGINE_NAMES
+    assert (read.testbed is None) == (case.options in (LOCAL, STREAM))
+
+
+def test_every_ready_testbed_has_a_case():
+    named = {case.options[1].partition("@")[0] for case in CASES if case.options[0] == "--testbed"}
+    assert named == set(ready_specs())
 
 
 def test_names_of_cases_are_their_own():

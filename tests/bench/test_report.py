@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
+from edgedi.bench.as_json import report_json
 from edgedi.bench.report import Memory, link_bytes
-from edgedi.bench.words import caveats, megabytes, memory_remarks, ranges
+from edgedi.bench.tables import remarks
+from edgedi.bench.words import caveats, computing_remarks, megabytes, memory_remarks, ranges
 from edgedi.partition.plan.plan import Plan
-from tests.bench.reports import ENGINE, EQUAL, ONE, TWO, report, split
+from tests.bench.reports import ENGINE, ENGINED, EQUAL, ONE, TWO, report, split
 from tests.partition import graphs
 
 
@@ -58,6 +61,18 @@ def test_links_add_up_to_the_traffic(planner: str):
     assert home == made.traffic.home_bytes > 0
     assert sum(count for *_, count in links) == made.traffic.total_bytes
     assert (made.traffic.between_workers_bytes > 0) == (planner == "equal")
+
+
+def test_what_computed_the_layers_is_said_and_written():
+    assert list(computing_remarks(report().workers, report().computed_by)) == [
+        "Computed by torch: single, equal, equal on 1.",
+        "Computed by torch; openvino for 2 of 3 chains (local-0) and torch (local-1): oodp.",
+    ]
+    said, written = list(remarks(report())), json.loads(report_json(report()))
+    assert "Computed by torch: single, equal, equal on 1." in said
+    assert [split["computed_by"] for split in written["planners"]] == [
+        ["torch", "torch"], [ENGINED, "torch"], ["torch", "torch"], ["torch"]
+    ]  # fmt: skip
 
 
 def test_memory_above_the_baseline_is_never_negative():

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,11 +25,13 @@ from edgedi.bench.testbed.price import measured_price
 from edgedi.bench.testbed.spec import Link
 from edgedi.bench.testbed.specs import parse_spec
 from edgedi.bench.testbed.start import Testbed
+from edgedi.cli import worker
 from edgedi.cli.bench import main
 from edgedi.partition.cost.cost import CostModel
 from edgedi.partition.plan.program import Send
 from edgedi.runtime.emulation.here import Emulation, emulation_here
 from edgedi.runtime.session.session import Session
+from edgedi.runtime.worker.local_workers import Launch, LocalWorkers
 
 CLI = Path(__file__).parent.parent / "cli"
 RATE_BITS_PER_S = 2_000_000
@@ -40,6 +42,7 @@ latency_s = 0.002
 [[devices]]
 name = "first"
 slowdown = 2
+memory_bytes = 200_000_000
 [[devices]]
 name = "second"
 slowdown = 3
@@ -98,6 +101,8 @@ def test_the_answer_is_the_networks_and_the_predicted_bytes_take_the_time_that_t
         network, x, testbed.addresses, planner="equal", profile=profile, key=testbed.key, local=True
     ) as session:
         assert session.workers == ("here", "second")
+        welcomes = session._deployer.welcomes
+        assert [welcome.memory_limit_bytes for welcome in welcomes] == [200_000_000, 100_000_000]
         session(x)
         before = sent_bytes(session)
         started_s = time.monotonic()
@@ -151,6 +156,23 @@ def test_a_testbed_says_that_it_is_one(testbed: Testbed):
     assert len(testbed.addresses) == 1
     assert emulation_here().speed.slowdown == 2
     assert torch.get_num_threads() == 1
+
+
+def test_devices_get_the_latency_of_their_links(monkeypatch: pytest.MonkeyPatch):
+    launch, launches = start.LocalWorkers.launch, list[Launch]()
+
+    def noted(given: Sequence[Launch]) -> LocalWorkers:
+        launches.extend(given)
+        return launch(given)
+
+    monkeypatch.setattr(start.LocalWorkers, "launch", noted)
+    text = SPEC + "[devices.link]\nrate_bits_per_s = 1e9\nlatency_s = 0.003\n"
+    testbed = Testbed(parse_spec(text, name="two"), lambda text: None, namespaces=False)
+    own = emulation_here().speed
+    testbed.close()
+    assert (own.slowdown, own.latency_s) == (2, 0.002)
+    (other,) = [worker.parser().parse_args(each.options) for each in launches]
+    assert (other.slowdown, other.latency, other.memory_limit) == (3, 0.003, 100_000_000)
 
 
 @needs_namespaces

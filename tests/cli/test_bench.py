@@ -66,6 +66,8 @@ def test_local_workers_planners_and_an_engine_in_one_run(tmp_path: Path, capsys:
         assert part["name"] in printed.out
     single, _, equal = found["planners"]
     assert single["times_as_fast_as_one_worker"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+    assert [len(split["computed_by"]) for split in found["planners"]] == [2, 2, 2]
+    assert "Computed by torch" in printed.out
     assert single["between_workers_bytes"] == 0
     assert equal["between_workers_bytes"] > 0
     assert single["home_bytes"] == 4 * (3 * 16 * 16 + 5)
@@ -213,6 +215,7 @@ def test_a_wrong_option_says_what_is_accepted(options: list[str], words: list[st
         (["--model", "tiny_networks:broken"], ["RuntimeError: no such weights"]),
         (["--model", "tiny_networks:number"], ["returned a int"]),
         (["--model", "tiny_networks:chain", "--input", "1x4x9x9"], ["--input 1x4x9x9", "does not take it"]),
+        (["--model", "tiny_networks:picky", "--input", "1x3x9x9"], ["AssertionError: Wrong image height! Expected 8"]),
         ([*CHAIN, "--json", "no/such/folder/r.json"], ["no/such/folder/r.json"]),
         ([*CHAIN, "--workers", "127.0.0.1:port", "--against", "none"], ["127.0.0.1:port"]),
         ([*CHAIN, "--workers", "127.0.0.1:1,127.0.0.1:1", "--against", "none"], ["twice"]),
@@ -226,6 +229,24 @@ def test_what_prevents_a_run_is_said_and_exits_with_2(
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("edgedi-bench: ")
     assert [word for word in words if word not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("def net(:\n", "module own_networks does not import: SyntaxError: invalid syntax"),
+        ("net = nn.Conv2d\n", "module own_networks does not import: NameError: name 'nn' is not defined"),
+    ],
+)
+def test_a_module_that_is_broken_says_how(
+    code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "own_networks.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["--model", "own_networks:net"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"edgedi-bench: --model own_networks:net: {words}")
+    assert "did you mean" not in said
 
 
 def test_a_worker_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]):

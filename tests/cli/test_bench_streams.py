@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from edgedi import distribute
 from edgedi.bench import streams
 from edgedi.bench.cores import deal
 from edgedi.bench.streams import EmulatedGroup, EngineContender, EngineGroup, StreamContender
 from edgedi.cli.bench import main
 from edgedi.errors import WorkerLost
 from edgedi.partition.plan.placement import Placement
+from edgedi.runtime.session import session as session_module
+from edgedi.runtime.session.session import Session
+from edgedi.runtime.session.verify import Comparison
 from edgedi.runtime.worker.local_workers import LocalWorkers
+from tests.cli import tiny_networks
 
 HERE = Path(__file__).parent
 CHAIN = ("--model", "tiny_networks:chain", "--input", "1x3x16x16", "--objective", "throughput", "--rounds", "2")
@@ -81,6 +89,8 @@ def test_sessions_and_an_engine_in_one_run(
     assert chosen.rate_per_s == pytest.approx(found["rows"][2]["predicted_requests_per_s"], rel=1e-4)
     assert "throughput chose: worker" in printed.out
     assert "on ONE device" in printed.out
+    assert [len(row["computed_by"]) for row in found["rows"]] == [2, 2, 2, 0, 0]
+    assert "Computed by torch" in printed.out
 
 
 def test_without_engines_there_are_only_sessions(workers: LocalWorkers, tmp_path: Path) -> None:
@@ -144,6 +154,53 @@ def test_a_run_that_loses_a_worker_keeps_its_complete_rounds(
     assert found["ended"] == "after 1 complete rounds: worker 127.0.0.1:1 closed the connection"
     assert "ended early after 1 complete rounds" in printed.err
     assert "throughput" in printed.out
+    assert "1 workers; requests a second over 1 rounds" in printed.out
+    assert "THE RUN ENDED EARLY after 1 complete rounds: worker 127.0.0.1:1" in " ".join(printed.out.split())
+
+
+def test_a_worker_that_leaves_in_an_engines_turn_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No request fails: those that follow go to the worker that is left."""
+    started, sessions, turns = LocalWorkers(2, threads=1), list[Session](), list[int]()
+    right, made = EngineGroup.seconds, streams.distribute
+
+    def noted(*arguments: Any, **more: Any) -> Session:
+        sessions.append(made(*arguments, **more))
+        return sessions[-1]
+
+    def ends_a_worker(group: EngineGroup, index: int) -> float:
+        turns.append(index)
+        if len(turns) == 3:  # one to warm up, one that counts
+            os.kill(started.process_ids[1], signal.SIGKILL)
+            os.waitpid(started.process_ids[1], 0)
+            assert [len(session.statistics().workers) for session in sessions] == [1, 1, 1]
+        return right(group, index)
+
+    monkeypatch.setattr(streams, "distribute", noted)
+    monkeypatch.setattr(EngineGroup, "seconds", ends_a_worker)
+    path = tmp_path / "s.json"
+    given = ("--workers", ",".join(started.addresses), "--against", "eager", "--repeat", "3", "--json", str(path))
+    try:
+        assert main([*CHAIN, "--rounds", "6", "--planners", "equal", *given]) == 2
+    finally:
+        started.stop()
+    printed, found = capsys.readouterr(), json.loads(path.read_text())
+    assert found["ended"].startswith("after 1 complete rounds: ")
+    assert found["ended"].endswith(": of its workers 0:local-0, 1:local-1 these have left: 1:local-1")
+    assert {len(row["seconds"]) for row in found["rows"]} == {1}
+    assert "THE RUN ENDED EARLY after 1 complete rounds" in " ".join(printed.out.split())
+
+
+def test_answers_that_this_process_gave_are_not_the_workers(
+    workers: LocalWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong, x = Comparison(equal=False, difference=1.0, tolerance=2e-5), torch.randn(1, 3, 16, 16)
+    monkeypatch.setattr(session_module, "compare", lambda answer, own: wrong)
+    with distribute(tiny_networks.chain().eval(), x, workers.addresses[:1], allow_local=False) as session:
+        contender = StreamContender("throughput", session, [(x,)], 3)
+        with pytest.raises(WorkerLost, match="throughput: 3 of 3 requests were answered by this process instead of"):
+            contender.seconds(0)
 
 
 def test_an_answer_that_differs_is_told(

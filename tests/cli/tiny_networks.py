@@ -32,6 +32,18 @@ def nested() -> nn.Module:
     return Nested()
 
 
+class Picky(nn.Module):
+    """Refuses what it does not like as some networks of torchvision do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[2] == 8, f"Wrong image height! Expected 8 but got {x.shape[2]}!"
+        return x.relu()
+
+
+def picky() -> nn.Module:
+    return Picky()
+
+
 def broken() -> nn.Module:
     raise RuntimeError("no such weights")
 

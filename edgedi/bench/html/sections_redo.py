@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from edgedi.bench.report import Report
+from edgedi.bench.words import computing_remarks
 from edgedi.pages.markup import Markup, element, joined
 from edgedi.pages.parts import definitions, details, section
 
@@ -44,6 +45,7 @@ def _facts(report: Report) -> Sequence[tuple[str, object]]:
         ("versions", f"edgedi {machine.edgedi}, torch {machine.torch}, Python {machine.python}"),
         ("engines", engines),
         ("workers", f"{', '.join(report.workers)}: {where}{', each on cores of its own' if report.pinned else ''}"),
+        ("layers", " ".join(computing_remarks(report.workers, report.computed_by))),
         ("threads", f"{settings.threads} for each worker and each engine"),
         ("rounds", f"{report.num_rounds} of {settings.rounds}, {settings.repeat} request(s) in each turn"),
         ("load before", f"{machine.load:.1f} processes (mean of a minute)"),

@@ -61,6 +61,10 @@ class EngineGroups:
         self._engines, self._threads, self._clock = engines, threads, clock
         self.choices: list[Choice] = []
 
+    def ask_at_most(self, count: int) -> None:
+        """Try no more than the first ``count`` engines: where memory is limited, each holds the weights again."""
+        self._engines = self._engines[:count]
+
     @property
     def factor(self) -> float:
         """What share of torch's time the chains take with what was chosen for each; 1 where there are none."""
@@ -79,6 +83,8 @@ class EngineGroups:
         return f"torch; {taken} of {len(self.choices)} chains" if taken else "torch"
 
     def __call__(self, steps: tuple[Step, ...], weight: WeightOf, graph: LayerGraph) -> tuple[Step, ...]:
+        if not self._engines:
+            return steps
         changed = list(steps)
         with inference():
             for start, stop, tasks in _chains(steps, weight, graph):

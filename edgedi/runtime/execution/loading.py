@@ -7,7 +7,7 @@ description is a ``RemoteProtocolError``; operators outside the table are refuse
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from edgedi.errors import EdgediError, RemoteProtocolError
 from edgedi.partition.graph.graph import Layer, LayerGraph, TensorSpec
@@ -15,7 +15,7 @@ from edgedi.partition.graph.operators import TABLE, weight_interval
 from edgedi.partition.plan.memory import program_bytes
 from edgedi.partition.plan.program import UNSPLIT, Piece, Program, ProgramSet, Recv, Run
 from edgedi.partition.plan.simulate import region_of
-from edgedi.runtime.execution.executor import LoadedProgram, Regroup
+from edgedi.runtime.execution.executor import LoadedProgram, Step, WeightOf
 from edgedi.runtime.execution.tensors import Tensor, made_on
 from edgedi.runtime.execution.weights import WeightStore
 from edgedi.runtime.kernels import fused
@@ -24,8 +24,9 @@ Expected = Mapping[tuple[Piece, int], tuple[tuple[int, ...], str]]
 """Shape and element type of every piece that a program receives, by piece and source."""
 
 ENGINE_SHARE = 0.5
-"""An engine holds weights again, ``ENGINE_COPIES`` times. Where memory is limited it is used while all that is held so,
-and the maps, take at most this share of the limit, so that programs which come later find room beside it."""
+"""An engine holds weights again, ``ENGINE_COPIES`` times, and all that are tried hold them at once. Where memory is
+limited, so many are tried that all that is held so, and the maps, take at most this share of the limit: programs which
+come later find room beside it."""
 ENGINE_COPIES = 2
 """Its own order of them, and what it was given: both engines were seen to keep that."""
 ENGINE_BYTES = 50_000_000
@@ -33,6 +34,16 @@ ENGINE_BYTES = 50_000_000
 
 INPUT = "input"
 """Pseudo-operator of a tensor that a program reads but does not make."""
+
+
+class Engines(Protocol):
+    """A ``Regroup`` that tries engines which all hold the weights again."""
+
+    def ask_at_most(self, count: int) -> None:
+        """Try no more than the first ``count`` of them."""
+        ...
+
+    def __call__(self, steps: tuple[Step, ...], weight: WeightOf, graph: LayerGraph) -> tuple[Step, ...]: ...
 
 
 class WorkerMemoryError(EdgediError):
@@ -147,11 +158,11 @@ def load(
     *,
     limit_bytes: int | None = None,
     device: str = "cpu",
-    regroup: Regroup | None = None,
+    engines: Engines | None = None,
     engine_bytes: int = 0,
 ) -> LoadedProgram:
-    """A program ready to run on ``device``, where the weights of ``store`` lie already. ``regroup`` is left out where
-    memory is scarce; ``engine_bytes``: what engines hold already.
+    """A program ready to run on ``device``, where the weights of ``store`` lie already. Where memory is scarce, fewer
+    ``engines`` are asked, or none; ``engine_bytes``: what engines hold already.
 
     ``RemoteProtocolError`` for whatever is wrong with it, ``WorkerMemoryError`` for one that is too large beside what
     other programs hold.
@@ -165,10 +176,11 @@ def load(
     try:
         if limit_bytes is not None:
             weights, needed = _check_memory(program, graph, store, digests_of(layers), limit_bytes, engine_bytes)
-            regroup = regroup if has_room_for_engine(weights, needed, limit_bytes) else None
+            if engines is not None:
+                engines.ask_at_most(engines_with_room(weights, needed, limit_bytes))
         with made_on(device):
             return LoadedProgram(
-                program, graph, lambda name, cut: store.lend(name), packer=packer, device=device, regroup=regroup
+                program, graph, lambda name, cut: store.lend(name), packer=packer, device=device, regroup=engines
             )
     except EdgediError:
         raise
@@ -176,10 +188,10 @@ def load(
         raise RemoteProtocolError(f"the program does not load: {type(error).__name__}: {error}") from error
 
 
-def has_room_for_engine(weight_bytes: int, needed_bytes: int, limit_bytes: int | None) -> bool:
-    """Whether an engine may hold weights again beside ``needed_bytes``, which are taken in any case."""
-    engine_bytes = ENGINE_COPIES * weight_bytes + ENGINE_BYTES
-    return limit_bytes is None or needed_bytes + engine_bytes <= ENGINE_SHARE * limit_bytes
+def engines_with_room(weight_bytes: int, needed_bytes: int, limit_bytes: int) -> int:
+    """How many engines may hold weights again at once beside ``needed_bytes``, which are taken in any case."""
+    spare_bytes = ENGINE_SHARE * limit_bytes - needed_bytes
+    return max(0, int(spare_bytes // (ENGINE_COPIES * weight_bytes + ENGINE_BYTES)))
 
 
 def _check_memory(

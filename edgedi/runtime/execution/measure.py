@@ -18,7 +18,7 @@ from edgedi.partition.plan.memory import program_bytes
 from edgedi.partition.plan.program import UNSPLIT, Program, Recv, Run
 from edgedi.runtime.execution.executor import LoadedProgram
 from edgedi.runtime.execution.groups import EngineGroups
-from edgedi.runtime.execution.loading import INPUT, WorkerMemoryError, digests_of, has_room_for_engine, load, read_graph
+from edgedi.runtime.execution.loading import INPUT, WorkerMemoryError, digests_of, engines_with_room, load, read_graph
 from edgedi.runtime.execution.tensors import random_piece
 from edgedi.runtime.execution.weights import WeightStore
 from edgedi.runtime.kernels.eager import TORCH_DTYPES
@@ -84,8 +84,8 @@ def measure_described(
 
     weight_bytes = sum(tensor_bytes(w["dtype"], w["shape"]) for w in weights)
     maps_bytes, _ = program_bytes(Program.parse(text), read_graph(layers))
-    if not has_room_for_engine(weight_bytes, weight_bytes + maps_bytes, limit_bytes):
-        groups = None
+    if groups is not None and limit_bytes is not None:
+        groups.ask_at_most(engines_with_room(weight_bytes, weight_bytes + maps_bytes, limit_bytes))
     if limit_bytes is None or weight_bytes <= limit_bytes:
         with contextlib.suppress(WorkerMemoryError):
             measured = run(text, layers)

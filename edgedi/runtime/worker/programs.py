@@ -121,7 +121,7 @@ class WorkerPrograms:
         options = self._options
         return load(
             deploy.program, deploy.layers, self._store, self._packer,
-            limit_bytes=options.memory_limit_bytes, device=options.device, regroup=groups, engine_bytes=engine_bytes,
+            limit_bytes=options.memory_limit_bytes, device=options.device, engines=groups, engine_bytes=engine_bytes,
         )  # fmt: skip
 
     def _check_peers(self, deploy: Deploy) -> None:
@@ -158,12 +158,11 @@ class WorkerPrograms:
         return "-".join(["torch", *map(str, self._engines())])
 
     def _engines(self) -> tuple[Engine, ...]:
-        """What may compute chains of layers. Where memory is limited, one: each tried out holds weights again."""
+        """What may compute chains of layers. Where memory is limited, each program by itself has room for so many."""
         options = self._options
         if options.engine != "auto" or options.device != "cpu" or (options.speed.is_emulated and options.threads > 1):
             return ()
-        found = installed_engines()
-        return found if options.memory_limit_bytes is None else found[:1]
+        return installed_engines()
 
     def _groups(self) -> EngineGroups | None:
         """Chains of layers for an engine, ``None`` where there is none."""
@@ -193,9 +192,10 @@ class WorkerPrograms:
     def statistics(self, session: str) -> dict[str, int | float | str]:
         """Of the programs of one session, and of the weights of all."""
         mine = [installed for (name, _), installed in self._installed.items() if name == session]
+        latest = max(mine, key=lambda installed: installed.deploy.epoch, default=None)
         values: dict[str, int | float | str] = {
             "weight_bytes": self._store.num_bytes,
-            "engine": max((installed.engine for installed in mine), default=""),
+            "engine": latest.engine if latest is not None else "",
         }
         for installed in mine:
             epoch = installed.deploy.epoch

@@ -211,6 +211,7 @@ def test_everything_needed_to_do_it_again_is_there():
         "Some Processor <1>",
         "torch 2.15",
         "openvino 2026.4",
+        "Computed by torch; openvino for 2 of 3 chains (local-0) and torch (local-1): oodp.",
         "2026-11-21 02:20 UTC",
     ):
         assert words in found.text

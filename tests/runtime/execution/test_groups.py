@@ -304,6 +304,20 @@ def test_all_engines_are_timed_in_turn_and_those_that_fail_are_left_out(caplog: 
     ]
 
 
+def test_no_more_engines_are_asked_than_there_is_room_for() -> None:
+    model, x = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(LEAST_RUNS))).eval(), torch.randn(1, 3, 8, 8)
+    capture = capture_model(model, (x,))
+    programs = lower(axis_plan(capture.graph, 1, "rows", depth=50), capture.graph)
+    one, none = (EngineGroups([named("one", "answers"), named("other", "answers")], 1) for _ in range(2))
+    one.ask_at_most(1)
+    none.ask_at_most(0)
+    engined(capture, programs, one)
+    process = engined(capture, programs, none)
+    assert [set(choice.engines_s) for choice in one.choices] == [{"one"}]
+    assert (none.choices, str(none)) == ([], "torch")
+    assert relative_difference(process(x), model(x)) <= TOLERANCE
+
+
 class Scaled(nn.Module):
     """What reads the input takes bytes, and gives numbers."""
 

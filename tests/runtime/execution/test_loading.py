@@ -237,6 +237,19 @@ def test_what_other_programs_hold_counts(deploy: Deploy, shipped: tuple[ProgramS
         load(deploy.program, deploy.layers, store, None, limit_bytes=limit)
 
 
+class Noting:
+    """Engines that compute nothing, and note how many of them may be asked."""
+
+    def __init__(self) -> None:
+        self.at_most: list[int] = []
+
+    def ask_at_most(self, count: int) -> None:
+        self.at_most.append(count)
+
+    def __call__(self, steps: tuple[Step, ...], weight: WeightOf, graph: LayerGraph) -> tuple[Step, ...]:
+        return steps
+
+
 @pytest.mark.parametrize(("spare", "held", "asked"), [(0, 0, True), (-1, 0, False), (0, 1, False), (1000, 1000, True)])
 def test_an_engine_gets_a_chance_where_all_held_again_takes_half_of_the_limit(
     deploy: Deploy, store: WeightStore, spare: int, held: int, asked: bool
@@ -244,15 +257,23 @@ def test_an_engine_gets_a_chance_where_all_held_again_takes_half_of_the_limit(
     graph = read_graph(deploy.layers)
     peak, _ = program_bytes(Program.parse(deploy.program), graph)
     needed = (1 + ENGINE_COPIES) * store.bytes_of(digests_of(deploy.layers)) + peak + ENGINE_BYTES
-    offered: list[int] = []
+    engines, limit = Noting(), 2 * (needed + spare)
+    assert load(deploy.program, deploy.layers, store, None, limit_bytes=limit, engines=engines, engine_bytes=held)
+    assert engines.at_most == [int(asked)]
 
-    def regroup(steps: tuple[Step, ...], weight: WeightOf, graph: LayerGraph) -> tuple[Step, ...]:
-        offered.append(len(steps))
-        return steps
 
-    limit = 2 * (needed + spare)
-    assert load(deploy.program, deploy.layers, store, None, limit_bytes=limit, regroup=regroup, engine_bytes=held)
-    assert bool(offered) is asked
+@pytest.mark.parametrize(("count", "spare", "asked"), [(2, 0, 2), (2, -1, 1), (3, 0, 3)])
+def test_as_many_engines_get_a_chance_as_may_hold_the_weights_at_once(
+    deploy: Deploy, store: WeightStore, count: int, spare: int, asked: int
+) -> None:
+    weight_bytes = store.bytes_of(digests_of(deploy.layers))
+    peak, _ = program_bytes(Program.parse(deploy.program), read_graph(deploy.layers))
+    needed = weight_bytes + peak + count * (ENGINE_COPIES * weight_bytes + ENGINE_BYTES)
+    engines = Noting()
+    assert load(deploy.program, deploy.layers, store, None, limit_bytes=2 * (needed + spare), engines=engines)
+    assert engines.at_most == [asked]
+    assert load(deploy.program, deploy.layers, store, None, engines=engines)
+    assert engines.at_most == [asked], "without a limit nobody is left out"
 
 
 # --- anything --------------------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from edgedi import ClusterProfile, Plan, Session, distribute
+from edgedi import ClusterProfile, LayerGraph, Plan, Session, capture, distribute, lower, plan
 from edgedi.errors import WorkerLost
+from edgedi.partition.cost.busy import busy_seconds
 from edgedi.runtime.coordinator.dealer import Dealer
 from edgedi.runtime.coordinator.deployment import Deployer, Deployment
 from edgedi.runtime.session import rebalance as rebalance_module
@@ -28,6 +29,11 @@ TOLERANCE = 2e-5
 FREE_LINKS: dict[str, float] = {"latency_s": 1e-6, "bytes_per_s": 1e12, "message_cpu_s": 0.0}
 PROFILE = ClusterProfile.uniform(2, flops_per_s=1e7, seconds_per_layer=0.0, **FREE_LINKS)
 """Devices so slow, and links so fast, that splitting pays by all means, and seconds that the tests' workers obey."""
+
+SLOWED = PROFILE.with_speeds((1.0, 1 / 3))
+"""The same devices, of which the second is known to be three times as slow."""
+WITHIN = 1.15
+"""What a request may take once a session has planned anew, against the ideal plan for the devices' true speeds."""
 
 Pledged = dict[tuple[int, int], float]
 """By epoch and link: seconds per request that a worker is predicted to be busy at its profile's speed."""
@@ -115,9 +121,14 @@ def shares(plan: Plan) -> tuple[int, int]:
     return sum(len(s.shares[0]) for s in split), sum(len(s.shares[1]) for s in split)
 
 
+def busiest_s(graph: LayerGraph, chosen: Plan) -> float:
+    """Seconds per request of the worker that a plan keeps busiest, where the second is slow."""
+    return max(busy_seconds(graph, SLOWED, chosen, lower(chosen, graph)))
+
+
 def test_a_slow_worker_gets_less_and_all_of_it_back_when_it_recovers(bed: Bed) -> None:
     model, x = small(), image(height=64, width=64)
-    expected = own(model, x)
+    expected, graph = own(model, x), capture(model, x)
     with distribute(model, x, bed.addresses, profile=PROFILE) as session:
         readings(session, x, 2)
         first = session.plan
@@ -133,6 +144,10 @@ def test_a_slow_worker_gets_less_and_all_of_it_back_when_it_recovers(bed: Bed) -
         assert statistics.predicted_busy_s["0:scripted-0"] == pytest.approx(
             statistics.predicted_busy_s["1:scripted-1"], rel=0.25
         )
+        ideal = plan(graph, SLOWED)
+        assert session.plan.predicted_s <= WITHIN * ideal.predicted_s
+        assert max(statistics.measured_busy_s.values()) <= WITHIN * busiest_s(graph, ideal)
+        assert busiest_s(graph, first) > 1.4 * busiest_s(graph, ideal)  # it had to be planned anew for that
         bed.workers[1].slowdown = 1.0
         answer = readings(session, x, REPLAN_WITHIN_REQUESTS // EVERY_REQUESTS)
         assert session.statistics().replans == 2

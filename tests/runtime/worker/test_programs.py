@@ -27,6 +27,9 @@ class Wins:
 
     takes_any = True
 
+    def ask_at_most(self, count: int) -> None:
+        """There is always one."""
+
     def __call__(self, steps: tuple[Step, ...], weight: WeightOf, graph: LayerGraph) -> tuple[Step, ...]:
         return steps
 
@@ -64,9 +67,24 @@ def test_engines_give_memory_back_before_a_program_is_refused(monkeypatch: pytes
     assert programs["s", 1].program is not None
 
 
+def test_the_engine_told_is_that_of_the_latest_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, shipment = deploys()
+    programs = WorkerPrograms(WorkerOptions())
+    assert programs.statistics("s")["engine"] == ""
+    for digest in programs.missing(weight["digest"] for weight in given[0].weights):
+        programs._store.add(digest, shipment.tensors[digest])
+    for deploy, engine in zip(given, ("torch; openvino", "torch; onnxruntime"), strict=True):
+        monkeypatch.setattr(Wins, "__str__", lambda self, engine=engine: engine)
+        monkeypatch.setattr(WorkerPrograms, "_groups", lambda self: Wins())
+        programs.expect(deploy)
+        programs.install(deploy)
+        assert programs.statistics("s")["engine"] == engine
+    programs.uninstall(("s", 1))
+    assert programs.statistics("s")["engine"] == "torch; openvino"
+
+
 EMULATED = Speed(slowdown=10)
 ALL = "-".join(["torch", *map(str, installed_engines())])
-ONE = "-".join(["torch", *map(str, installed_engines()[:1])])
 
 
 @pytest.mark.parametrize(
@@ -74,7 +92,7 @@ ONE = "-".join(["torch", *map(str, installed_engines()[:1])])
     [
         (WorkerOptions(), ALL),
         (WorkerOptions(threads=2), ALL),
-        (WorkerOptions(memory_limit_bytes=10**6), ONE),  # each program by itself says whether there is room
+        (WorkerOptions(memory_limit_bytes=10**6), ALL),  # each program by itself says whether there is room
         (WorkerOptions(engine="torch"), "torch"),
         (WorkerOptions(device="cuda"), "torch"),
         (WorkerOptions(speed=EMULATED), ALL),
