@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from edgedi.partition.capture.capture import capture_model
@@ -9,13 +11,16 @@ from edgedi.partition.graph.geometry import Interval
 from edgedi.partition.graph.graph import LayerGraph
 from edgedi.partition.plan.lowering import lower
 from edgedi.partition.plan.plan import Plan, Segment
+from edgedi.partition.plan.program import Run
 from edgedi.runtime.coordinator.profiler import deploy_message
 from edgedi.runtime.emulation.speed import Speed
 from edgedi.runtime.execution import loading
 from edgedi.runtime.execution.executor import Step, WeightOf
+from edgedi.runtime.execution.groups import LEAST_RUNS
 from edgedi.runtime.execution.loading import ENGINE_COPIES, Shipment
 from edgedi.runtime.execution.weights import weight_digest
-from edgedi.runtime.kernels.engines import installed_engines
+from edgedi.runtime.kernels.engines import ENGINES, installed_engines
+from edgedi.runtime.kernels.group import Engine
 from edgedi.runtime.wire.messages import Deploy
 from edgedi.runtime.worker.options import WorkerOptions
 from edgedi.runtime.worker.programs import WorkerPrograms
@@ -81,6 +86,37 @@ def test_the_engine_told_is_that_of_the_latest_epoch(monkeypatch: pytest.MonkeyP
         assert programs.statistics("s")["engine"] == engine
     programs.uninstall(("s", 1))
     assert programs.statistics("s")["engine"] == "torch; openvino"
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(engine, id=engine.name, marks=pytest.mark.skipif(not engine.is_installed, reason="not installed"))
+        for engine in ENGINES
+    ],
+)
+@pytest.mark.parametrize("engine_s", [0.0, 1.0])
+def test_what_is_faster_by_the_workers_clock_computes(
+    engine: Engine, engine_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = itertools.cycle([0.0, 0.5, 0.0, engine_s])  # before and after torch, before and after the engine
+    monkeypatch.setattr("edgedi.runtime.worker.programs.installed_engines", lambda: (engine,))
+    monkeypatch.setattr("time.perf_counter", lambda: next(readings))
+    (deploy, _), shipment = deploys()
+    programs = WorkerPrograms(WorkerOptions())
+    for digest in programs.missing(weight["digest"] for weight in deploy.weights):
+        programs._store.add(digest, shipment.tensors[digest])
+    programs.expect(deploy)
+    programs.install(deploy)
+    installed = programs["s", 0]
+    assert installed.program is not None
+    runs = [step.kernel for step in installed.program.steps if isinstance(step.instruction, Run)]
+    if engine_s:
+        assert None not in runs
+        assert programs.statistics("s")["engine"] == installed.engine == "torch"
+    else:
+        assert runs.count(None) >= LEAST_RUNS - 1  # the last layer of a chain computes all of it
+        assert programs.statistics("s")["engine"] == installed.engine == f"torch; {engine.name} for 1 of 1 chains"
 
 
 EMULATED = Speed(slowdown=10)
