@@ -38,6 +38,11 @@ class Progress:
     until_s: float | None = None
     """Second of the budget at which the training under way ends; ``None`` where none is, or there is no budget."""
 
+    @property
+    def trains(self) -> bool:
+        """Whether fitting is over for want of time, or more than that."""
+        return bool(self.tried) or self.until_s is not None
+
 
 def replace_step(model: nn.Module, task: Task) -> Outcome:
     """The step."""
@@ -66,7 +71,9 @@ def replace_layers(model: nn.Module, task: Task, train: Train) -> Outcome:
     slot = task.store.slot("replace")
     progress = _load(slot, model)
     in_time = replace(task, budget=Budget(None)) if is_asked else task  # a target is to be reached, however long
-    fits = fit_all(model, found, in_time, progress.fits, lambda some: _save(slot, replace(progress, fits=some)))
+    fits = progress.fits
+    if not progress.trains:  # or a run taken up, with time by its own count, would go on with other blocks
+        fits = fit_all(model, found, in_time, fits, lambda some: _save(slot, replace(progress, fits=some)))
     order: Sequence[Option] = in_order(options_of(found, fits), task.prices)
     order = order if less is None else _enough(order, less)
     way = _asked_for if is_asked else _largest_that_holds

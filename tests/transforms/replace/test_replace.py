@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,11 +19,13 @@ from edgedi.transforms.data import Data
 from edgedi.transforms.exact.simplify import simplify
 from edgedi.transforms.measure import measured
 from edgedi.transforms.recover.distil import Trained
+from edgedi.transforms.replace import fits
 from edgedi.transforms.replace.block import Replace
+from edgedi.transforms.replace.fit import Fitted, fit
 from edgedi.transforms.replace.replace import replace_layers
 from edgedi.transforms.scar import Scar
 from edgedi.transforms.score import Score
-from edgedi.transforms.store import Slot
+from edgedi.transforms.store import Slot, Store
 from edgedi.transforms.task import Budget, Outcome, Task
 from tests.exactness import TOLERANCE, relative
 from tests.plans import axis_plan
@@ -269,6 +272,61 @@ def test_fitting_takes_a_share_of_the_time(monkeypatch: pytest.MonkeyPatch):
     task = task_of(network, budget=Budget(100, lambda: now[0]), say=say)
     assert replaced(replace_layers(network, task, untrained)) == ["wide"]
     assert lines[1] == "scar: no time to fit 1 of 2 layers, which save least"
+
+
+def test_killed_it_loses_the_fit_under_way_alone(model: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Each fit takes a third of a minute; all four are of layers whose inputs are recorded in one pass."""
+    now_s, fitted = 0.0, list[tuple[int, int]]()
+    expected = replace_layers(model, task_of(model, scar_ratio=None), untrained)
+
+    def slowly(convolution: nn.Conv2d, inputs: Tensor, ratio: int, **options: Any) -> Fitted:
+        nonlocal now_s
+        now_s += 20.0
+        if len(fitted) == 3 and now_s < 1000:
+            raise KeyboardInterrupt
+        fitted.append((convolution.in_channels, ratio))
+        return fit(convolution, inputs, ratio, **options)
+
+    monkeypatch.setattr(fits, "fit", slowly)
+
+    def outcome() -> Outcome:
+        store = Store(tmp_path, clock=lambda: now_s)
+        return replace_layers(model, task_of(model, scar_ratio=None, store=store), untrained)
+
+    with pytest.raises(KeyboardInterrupt):
+        outcome()
+    now_s = 1000.0
+    found = outcome()
+    assert sorted(fitted) == [(16, 4), (16, 8), (32, 4), (32, 8)]
+    assert all(torch.equal(a, b) for a, b in zip(found.model.parameters(), expected.model.parameters(), strict=True))
+    assert found.edits == expected.edits
+
+
+def test_killed_while_it_trains_it_fits_no_more_layers(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """A layer that there was no time for stays, though the run taken up counts its share of the time anew."""
+    monkeypatch.setattr(fits, "AT_ONCE", 1)
+    now_s, lines = 0.0, list[str]()
+
+    def say(line: str) -> None:
+        nonlocal now_s
+        now_s += 30.0
+        lines.append(line)
+
+    def kill(student: nn.Module, task: Task, budget: Budget, slot: Slot) -> Trained:
+        raise KeyboardInterrupt
+
+    def task() -> Task:
+        store = Store(tmp_path, clock=lambda: now_s)
+        return task_of(model, budget=Budget(100, lambda: now_s, used_s=now_s), say=say, store=store)
+
+    with pytest.raises(KeyboardInterrupt):
+        replace_layers(model, task(), kill)
+    assert lines[1:] == ["scar: no time to fit 1 of 2 layers, which save least"]
+    lines.clear()
+    assert replaced(replace_layers(model, task(), untrained)) == ["wide"]
+    assert [line for line in lines if " saves " in line] == []
 
 
 class Reading(nn.Module):
