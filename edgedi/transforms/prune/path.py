@@ -77,7 +77,10 @@ def find_path(
     # A change is tried on inputs that no moment has seen: of few inputs a wide layer learns to make up for channels on
     # these alone.
     most, unseen = fourths(calibration)
-    moments = moments_of(model, names, [batch.arguments for batch in most], sum(batch.size for batch in most), seed)
+    moments = moments_of(
+        model, names, [batch.arguments for batch in most], sum(batch.size for batch in most), seed,
+        store.slot("moments"),
+    )  # fmt: skip
     probe = Probe(model, together(unseen))
     macs = {cost.layer: cost.macs for cost in layer_costs(model, arguments, groups)}
     ordered = sorted(groups, key=lambda group: -sum(macs[part.layer] for part in group.parts if part.layer in macs))

@@ -19,6 +19,7 @@ from edgedi.transforms.measure import answer_of, difference, measured
 from edgedi.transforms.prune import path as path_module
 from edgedi.transforms.prune import refit as refit_module
 from edgedi.transforms.prune.curves import Curve, curve_of
+from edgedi.transforms.prune.moments import moments_of
 from edgedi.transforms.prune.path import find_path
 from edgedi.transforms.prune.prune import narrow_to, prune_step
 from edgedi.transforms.score import Score, judge_by_accuracy
@@ -189,6 +190,28 @@ def test_groups_that_there_is_no_time_for_are_left_alone_those_with_most_multipl
     assert outcome.note.startswith("no time for ")
     before = widths(model)
     assert [name for name, size in widths(outcome.model).items() if size != before[name]] == ["body.0", "body.2"]
+
+
+def test_killed_while_moments_are_summed_up_it_goes_on_with_the_next_batch(tmp_path: Path):
+    model, clock, runs = toy(), Clock(), list[int]()
+    batches = [(part,) for part in inputs(96, 3, 9, 9).split(24)]
+    expected = moments_of(model, ["body.2", "head"], batches, 96, 0)
+
+    def reading(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if len(runs) == 3 and clock.now_s < 1000:
+            raise Killed
+        runs.append(next(i for i, (batch,) in enumerate(batches) if batch is arguments[0]))
+        clock.now_s += EVERY_S / 2
+
+    model.register_forward_pre_hook(reading)
+    with pytest.raises(Killed):
+        moments_of(model, ["body.2", "head"], batches, 96, 0, Store(tmp_path, clock=clock).slot("moments"))
+    clock.now_s = 1000.0
+    found = moments_of(model, ["body.2", "head"], batches, 96, 0, Store(tmp_path, clock=clock).slot("moments"))
+    assert runs == [0, 1, 2, 2, 3]  # the third was not saved yet
+    assert {name: one.count for name, one in found.items()} == {name: one.count for name, one in expected.items()}
+    assert all(torch.equal(one.squares, expected[name].squares) for name, one in found.items())
+    assert all(torch.equal(one.sums, expected[name].sums) for name, one in found.items())
 
 
 @pytest.mark.parametrize("killed_at", [2, 3])
