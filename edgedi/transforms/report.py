@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from edgedi.transforms.score import Score
 from edgedi.transforms.task import Point
 
+MOST_TOLD = 7
+"""Networks on the way that an error lists."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
@@ -113,6 +116,22 @@ class Compaction:
 def _effort(step: Step) -> str:
     trained = f", {step.training_steps:,} training steps" if step.training_steps else ""
     return f"{step.seconds:.1f} s{trained}"
+
+
+def missed(report: Compaction, target_macs: int) -> str:
+    """What is said where the steps came to more MACs than ``target_macs``."""
+    steps, last = ", ".join(step.name for step in report.steps), report.steps[-1].after
+    points = sorted({point.macs: point.score for point in report.curve}.items(), reverse=True)
+    scores = ", ".join(f"{macs:,} MACs score {score:.4g}" for macs, score in _spread(points, MOST_TOLD))
+    notes = [f"{step.name}: {step.note}" for step in report.steps if step.note]
+    came = f"target is {target_macs:,} MACs, and {steps} came to {last.macs:,}"
+    return "; ".join([came, scores or "nothing says what that scores", *notes])
+
+
+def _spread(points: Sequence[tuple[int, float]], most: int) -> list[tuple[int, float]]:
+    """The first, the last, and so many between that they are ``most`` at the most."""
+    count = min(most, len(points))
+    return [points[i * (len(points) - 1) // max(1, count - 1)] for i in range(count)]
 
 
 def changes(before: Sequence[LayerSize], after: Sequence[LayerSize]) -> tuple[LayerChange, ...]:

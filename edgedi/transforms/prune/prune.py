@@ -8,6 +8,7 @@ from torch import nn
 
 from edgedi.errors import CompactionError
 from edgedi.transforms.data import MOST_KEPT
+from edgedi.transforms.measure import measured
 from edgedi.transforms.prune.l1 import prune_by_l1
 from edgedi.transforms.prune.path import Path, find_path, listed
 from edgedi.transforms.store import digest_of, digest_of_model
@@ -15,10 +16,15 @@ from edgedi.transforms.task import Budget, Outcome, Point, Task
 
 FINE = 0.002
 """The search ends where what is left to find is this share of the network."""
+SHOWN = 5
+"""Networks that are judged where none is narrow enough, spread over the MACs."""
 
 
 def prune_step(model: nn.Module, task: Task) -> Outcome:
-    """The narrowest network that scores ``task.least_score``, or the one of ``task.target_macs``."""
+    """The narrowest network that scores ``task.least_score``, or the one of ``task.target_macs``; the narrowest of all
+    where that is not narrow enough."""
+    if task.target_macs is not None and measured(model, task.arguments)[2].macs <= task.target_macs:
+        return Outcome(model=model)
     if task.method == "l1":
         return prune_by_l1(model, task)
     if task.judge is None and task.target_macs is None:
@@ -27,14 +33,21 @@ def prune_step(model: nn.Module, task: Task) -> Outcome:
     path = _path(model, task, task.budget if task.target_macs is None else Budget(None))
     if len(path.widths) == 1:
         return Outcome(model=model, note="; ".join(["no width can change", *_alone(path)]))
-    return _narrowed(path, task, task.target_macs) if task.target_macs is not None else _searched(path, task)
+    if task.target_macs is None:
+        return _searched(path, task)
+    index = _first_within(path, task.target_macs)
+    return _narrowest(path, task) if index is None else _Tried(path, task).outcome(index)
 
 
 def narrow_to(model: nn.Module, task: Task, macs: int) -> Outcome:
     """``model`` with at most ``macs`` multiplications. ``CompactionError`` where that cannot be reached, in the time
     that there is for looking at groups.
     """
-    return _narrowed(_path(model, task, task.budget), task, macs)
+    path = _path(model, task, task.budget)
+    index = _first_within(path, macs)
+    if index is None:
+        raise CompactionError(f"the narrowest network has {path.macs(len(path.widths) - 1):,} MACs, not {macs:,}")
+    return _Tried(path, task).outcome(index)
 
 
 def _path(model: nn.Module, task: Task, budget: Budget) -> Path:
@@ -46,18 +59,20 @@ def _path(model: nn.Module, task: Task, budget: Budget) -> Path:
     )  # fmt: skip
 
 
-def _narrowed(path: Path, task: Task, macs: int) -> Outcome:
-    index = next((i for i in range(len(path.widths)) if path.macs(i) <= macs), None)
-    made = _Tried(path, task)
-    if index is None:
-        if task.judge:
-            made.judged(len(path.widths) - 1)
-        curve = "; ".join(f"{point.macs:,} MACs score {point.score:.4g}" for point in made.curve) or "not judged"
-        raise CompactionError(
-            f"target is {macs:,} MACs, and the narrowest network that 'prune' makes has "
-            f"{path.macs(len(path.widths) - 1):,}: {'; '.join([curve, *_alone(path)])}"
-        )
-    return made.outcome(index)
+def _first_within(path: Path, macs: int) -> int | None:
+    """The widest point of at most ``macs``."""
+    return next((i for i in range(len(path.widths)) if path.macs(i) <= macs), None)
+
+
+def _narrowest(path: Path, task: Task) -> Outcome:
+    """The end of the path, and what networks on the way score."""
+    made, end = _Tried(path, task), len(path.widths) - 1
+    step = (path.macs(0) - path.macs(end)) / SHOWN
+    wanted = [path.macs(0) - step * number for number in range(1, SHOWN)] if task.judge else []
+    between = {min(range(1, end + 1), key=lambda index: abs(path.macs(index) - macs)) for macs in wanted}
+    for index in sorted(between - {end}):
+        made.judged(index)
+    return made.outcome(end)
 
 
 def _searched(path: Path, task: Task) -> Outcome:
