@@ -187,12 +187,13 @@ def _run(name: str, model: nn.Module, task: Task, size: Size, expected: Any) -> 
     answer, _, now = measured(outcome.model, task.arguments)
     step = Step(
         name=name, before=size, after=now, difference=difference(answer, expected), note=outcome.note,
+        left_alone=tuple(outcome.left_alone),
         seconds=task.budget.used_s - started_s, training_steps=outcome.num_steps,
         score=task.judge(outcome.model) if task.judge else None,
     )  # fmt: skip
     task.say(f"{name}: {size.parameters:,} -> {now.parameters:,} parameters, {size.macs:,} -> {now.macs:,} MACs")
-    if outcome.note:
-        task.say(f"{name}: {outcome.note}")
+    if step.told:
+        task.say(f"{name}: {step.told}")
     weights = outcome.model.state_dict()
     return outcome.model, Finished(step=step, edits=outcome.edits, curve=outcome.curve, weights=weights)
 

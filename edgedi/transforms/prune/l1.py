@@ -18,7 +18,7 @@ from torch import nn
 
 from edgedi.transforms.prune.cut import TRANSPOSED, Array, Group, Narrow, is_one_to_one, narrow
 from edgedi.transforms.prune.groups import groups_of
-from edgedi.transforms.prune.path import layer_costs, listed
+from edgedi.transforms.prune.path import layer_costs
 from edgedi.transforms.store import digest_of_model
 from edgedi.transforms.task import Outcome, Point, Task
 
@@ -28,15 +28,12 @@ def prune_by_l1(model: nn.Module, task: Task) -> Outcome:
     groups, left_alone = groups_of(model, task.arguments)
     rule = _Rule(model, task, groups)
     rule.run()
-    notes = [f"left alone: {listed(left_alone)}"] if left_alone else []
-    if task.target_macs is not None and not rule.is_over:
-        notes.append(
-            "one filter less of any layer scores too little, or it has but one: a larger tolerance goes further"
-        )
-    note = "; ".join(notes)
-    if rule.small is model:
-        return Outcome(model=model, note=note, curve=tuple(rule.curve))
-    return Outcome(model=rule.small, edits=(rule.edit(rule.gone),), note=note, curve=tuple(rule.curve))
+    misses = task.target_macs is not None and not rule.is_over
+    stopped = "one filter less of any layer scores too little, or it has but one: a larger tolerance goes further"
+    return Outcome(
+        model=rule.small, edits=() if rule.small is model else (rule.edit(rule.gone),),
+        note=stopped if misses else "", left_alone=left_alone, curve=tuple(rule.curve),
+    )  # fmt: skip
 
 
 def norms_of(model: nn.Module, group: Group) -> Array:

@@ -10,7 +10,7 @@ from edgedi.errors import CompactionError
 from edgedi.transforms.data import MOST_KEPT
 from edgedi.transforms.measure import measured
 from edgedi.transforms.prune.l1 import prune_by_l1
-from edgedi.transforms.prune.path import Path, find_path, listed
+from edgedi.transforms.prune.path import Path, find_path
 from edgedi.transforms.store import digest_of, digest_of_model
 from edgedi.transforms.task import Budget, Outcome, Point, Task
 
@@ -32,7 +32,7 @@ def prune_step(model: nn.Module, task: Task) -> Outcome:
     # A target is to be reached, however long that takes.
     path = _path(model, task, task.budget if task.target_macs is None else Budget(None))
     if len(path.widths) == 1:
-        return Outcome(model=model, note="; ".join(["no width can change", *_alone(path)]))
+        return Outcome(model=model, note="no width can change", left_alone=path.left_alone)
     if task.target_macs is None:
         return _searched(path, task)
     index = _first_within(path, task.target_macs)
@@ -134,14 +134,9 @@ class _Tried:
 
     def outcome(self, index: int) -> Outcome:
         """Point ``index`` as the step's result."""
-        note = "; ".join(_alone(self._path))
+        alone, curve = self._path.left_alone, tuple(self.curve)
         if index == 0:
-            note = "; ".join(["nothing could go without losing score", *_alone(self._path)])
-            return Outcome(model=self._path.model, note=note, curve=tuple(self.curve))
+            note = "nothing could go without losing score"
+            return Outcome(model=self._path.model, note=note, left_alone=alone, curve=curve)
         small = self._best[1] if self._best and self._best[0] == index else self._path.network(index)
-        return Outcome(model=small, edits=(self._path.edit(index),), note=note, curve=tuple(self.curve))
-
-
-def _alone(path: Path) -> list[str]:
-    alone = [f"left alone: {listed(path.left_alone)}"] if path.left_alone else []
-    return [*alone, f"no time for {listed(path.no_time)}"] if path.no_time else alone
+        return Outcome(model=small, edits=(self._path.edit(index),), left_alone=alone, curve=curve)

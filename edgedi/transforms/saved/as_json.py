@@ -40,6 +40,7 @@ def _step(step: Step) -> dict[str, Any]:
         "seconds": step.seconds,
         "training_steps": step.training_steps,
         "note": step.note,
+        "left_alone": list(step.left_alone),
     }
 
 
