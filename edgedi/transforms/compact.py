@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -32,7 +33,7 @@ from edgedi.transforms.prune.prune import prune_step
 from edgedi.transforms.recover.recover import recover_step
 from edgedi.transforms.replace.replace import replace_step
 from edgedi.transforms.report import Compaction, Size, Step, changes, missed
-from edgedi.transforms.score import Metric, Score
+from edgedi.transforms.score import Metric, Score, forgiving
 from edgedi.transforms.store import Store
 from edgedi.transforms.task import Budget, Loss, Outcome, Point, Say, Task
 
@@ -134,7 +135,7 @@ def compact(
     store = store_of(checkpoint, model, arguments, settings, task.validate)
     task = replace(
         task, budget=Budget(budget_s, used_s=budget.used_s + store.used_s()),
-        narrows="prune" in chosen,
+        narrows="prune" in chosen, judge=task.judge and forgiving(task.judge, say),
     )  # fmt: skip
     small, done = _carried_out(chosen, task, store, size, expected)
     small = copy.deepcopy(model) if small is model else small
@@ -199,13 +200,13 @@ def _run(name: str, model: nn.Module, task: Task, size: Size, expected: Any) -> 
 
 
 def _curve(score: Score | None, size: Size, done: Sequence[Finished]) -> tuple[Point, ...]:
-    """The original, then the networks that each step judged and what it came to."""
+    """The original, then the networks that each step judged and what it came to; those with a score."""
     points = [Point(macs=size.macs, score=score.value, step="original")] if score else []
     for finished in done:
         step = finished.step
         last = [Point(macs=step.after.macs, score=step.score.value, step=step.name)] if step.score else []
         points += [*finished.curve, *last]
-    return tuple(points)
+    return tuple(point for point in points if math.isfinite(point.score))
 
 
 def _first_run(model: nn.Module, arguments: tuple[Any, ...]) -> Any:

@@ -108,6 +108,24 @@ def test_the_narrowest_network_that_scores_enough_comes_back():
     assert any(point.score < 0.8 and point.macs < step.after.macs for point in tried)
 
 
+def test_a_network_without_a_score_counts_as_too_bad_and_the_others_are_tried():
+    """Of a metric that is not a number once a layer has lost four channels."""
+    model, said = toy(), list[str]()
+
+    def metric(network: nn.Module, validate: Any) -> float:
+        return 1.0 if network.body[0].out_channels >= 9 else float("nan")
+
+    small = compact(
+        model, inputs(2, 3, 9, 9), calibration=inputs(64, 3, 9, 9), validate=validation(model), metric=metric,
+        steps=("prune",), progress=said.append,
+    )  # fmt: skip
+    assert 9 <= small.body[0].out_channels < 12
+    assert any(line.startswith("a network counts as too bad: metric gave nan") for line in said)
+    assert {point.score for point in small.compaction.curve} == {1.0}
+    with pytest.raises(ValueError, match=r"^metric gave nan; it must give a finite number"):
+        compact(model, inputs(2, 3, 9, 9), validate=validation(model), metric=lambda network, validate: float("nan"))
+
+
 def test_without_labels_it_answers_as_the_original_does():
     model = toy()
     small = compact(model, inputs(2, 3, 9, 9), calibration=inputs(160, 3, 9, 9))
