@@ -96,8 +96,8 @@ def compact(
     labels) batches in a fixed order, by which a smaller network is taken or not: ``metric`` of it may fall by
     ``tolerance`` at most. Without it a network must answer as the original does on 97 % of the calibration inputs,
     every fourth of which is kept for that. ``metric`` is "accuracy", or a callable of (model, validate) that gives more
-    for a better network. ``budget_s``: the seconds to be used, met within a tenth where there is training to do; a
-    ``target`` is reached however long that takes.
+    for a better network; one for which it gives no finite number is too bad. ``budget_s``: the seconds to be used, met
+    within a tenth where there is training to do; a ``target`` is reached however long that takes.
 
     ``cost`` says where to save first: multiplications count the same everywhere ("macs"), or as long as devices were
     measured to take for them, by a ``ClusterProfile`` of this model such as ``session.profile``.
