@@ -6,6 +6,9 @@ what and where, and what would be accepted. Foreign exceptions are mapped once, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class EdgediError(Exception):
     """Base of all errors below."""
@@ -68,8 +71,12 @@ class SecurityError(EdgediError):
 
 
 class CompactionError(EdgediError):
-    """A model cannot be made smaller, or what came out does not compute the same."""
+    """A model cannot be made smaller, or what came out does not compute the same.
 
-    def __init__(self, reason: str, *, layer: str | None = None) -> None:
-        self.layer = layer
+    Where it cannot be made as small as was asked for: ``best`` is the network that came nearest, with its
+    ``compaction``, and ``curve`` are the networks on the way, each with ``macs`` and ``score``.
+    """
+
+    def __init__(self, reason: str, *, layer: str | None = None, best: Any = None, curve: Sequence[Any] = ()) -> None:
+        self.layer, self.best, self.curve = layer, best, tuple(curve)
         super().__init__(reason + (f" (layer {layer})" if layer else ""))

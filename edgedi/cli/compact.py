@@ -50,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tolerance", type=_fall, metavar="NUMBER", help="by how much the metric may fall (default 0; "
                       "0.01 is one point of accuracy)")  # fmt: skip
     made.add_argument("--target", type=_target, metavar="SHARE", help="of the original's multiplications, reached "
-                      "whatever the metric says; 0.5 is half (default: as few as the metric allows)")  # fmt: skip
+                      "whatever the metric says, or an error (--method l1 goes as far as the metric allows); 0.5 is "
+                      "half (default: as few as the metric allows)")  # fmt: skip
     made.add_argument("--method", choices=("reconstruct", "l1"), help="how layers are narrowed: by what others can "
                       "make up for (default), or the published rule")  # fmt: skip
     made.add_argument("--scar-ratio", type=_ratio, metavar="RATIO", help="of SCAR blocks: 4, 8, or auto, each layer "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from edgedi.errors import CompactionError
 from edgedi.transforms import finished as kept
 from edgedi.transforms.arguments import (
     arguments_of,
@@ -30,10 +32,13 @@ from edgedi.transforms.prices import Profile, prices_of
 from edgedi.transforms.prune.prune import prune_step
 from edgedi.transforms.recover.recover import recover_step
 from edgedi.transforms.replace.replace import replace_step
-from edgedi.transforms.report import Compaction, Size, Step, changes
-from edgedi.transforms.score import Metric, Score
+from edgedi.transforms.report import Compaction, Size, Step, changes, missed
+from edgedi.transforms.score import Metric, Score, forgiving
 from edgedi.transforms.store import Store
 from edgedi.transforms.task import Budget, Loss, Outcome, Point, Say, Task
+
+_NARROWING = {"prune", "scar"}
+"""The steps that a target is reached by."""
 
 STEPS: Mapping[str, Callable[[nn.Module, Task], Outcome]] = {
     "simplify": simplify_step,
@@ -76,12 +81,12 @@ def compact(
       the original's make (``method`` "reconstruct"). It needs ``calibration``, or takes inputs of ``train``. The
       narrowest network found that scores enough is taken; with ``target``, as {"macs": 0.5} for half of the original's
       multiplications, that one whatever it scores. ``method`` "l1" is the published rule, to compare with: filters by
-      their weights' sums, without a fit, as long as ``validate`` allows.
+      their weights' sums, without a fit, as long as ``validate`` allows, target or not.
     * "scar" puts SCAR blocks in the place of wide convolutions, where they cost less: each is fitted to its layer, then
       the network is trained, and as many stay as the metric allows. ``scar_ratio`` is that of a block's outputs to what
-      is inside, 4 or 8, or "auto" for each its own. Needs ``train``, and ``validate`` to tell. With ``target``, and
-      without "prune", those stay that the target needs, whatever they score, and nothing needs to tell. Linear heads
-      stay.
+      is inside, 4 or 8, or "auto" for each its own. Needs ``train``, and ``validate`` to tell. Where "prune" did not
+      reach the ``target``, or was left out, those stay that the target needs, whatever they score, and nothing needs to
+      tell. Linear heads stay.
     * "recover" trains what the other steps made towards the original's answers. It needs ``train``. With "prune" among
       the steps, a judge and no ``target`` it narrows further and trains again, and takes the smallest that scores
       enough; else it trains the network as it is for what is left of ``budget_s``.
@@ -91,8 +96,8 @@ def compact(
     labels) batches in a fixed order, by which a smaller network is taken or not: ``metric`` of it may fall by
     ``tolerance`` at most. Without it a network must answer as the original does on 97 % of the calibration inputs,
     every fourth of which is kept for that. ``metric`` is "accuracy", or a callable of (model, validate) that gives more
-    for a better network. ``budget_s``: the seconds to be used, met within a tenth where there is training to do; a
-    ``target`` is reached however long that takes.
+    for a better network; one for which it gives no finite number is too bad. ``budget_s``: the seconds to be used, met
+    within a tenth where there is training to do; a ``target`` is reached however long that takes.
 
     ``cost`` says where to save first: multiplications count the same everywhere ("macs"), or as long as devices were
     measured to take for them, by a ``ClusterProfile`` of this model such as ``session.profile``.
@@ -105,8 +110,8 @@ def compact(
 
     Raises ``ValueError`` for a model in training mode, inputs that the model refuses, a step that does not exist or
     lacks its data, data that are empty or shuffled, and a checkpoint that is damaged, or of another model or other
-    arguments; ``CompactionError`` for a model that does not export, an answer that differs, and a target that cannot be
-    reached.
+    arguments; ``CompactionError`` for a model that does not export, an answer that differs, and a target that is not
+    reached: its ``best`` is the network that came nearest, untrained, and its ``curve`` what scores there are.
     """
     check_model(model)
     check_budget(budget_s)
@@ -130,7 +135,7 @@ def compact(
     store = store_of(checkpoint, model, arguments, settings, task.validate)
     task = replace(
         task, budget=Budget(budget_s, used_s=budget.used_s + store.used_s()),
-        narrows="prune" in chosen,
+        narrows="prune" in chosen, judge=task.judge and forgiving(task.judge, say),
     )  # fmt: skip
     small, done = _carried_out(chosen, task, store, size, expected)
     small = copy.deepcopy(model) if small is model else small
@@ -140,19 +145,28 @@ def compact(
         score=task.score,
         curve=_curve(task.score, size, done),
     )
+    if _misses(task, done[-1].step.after if done else size):
+        assert task.target_macs is not None
+        report = small.compaction
+        raise CompactionError(missed(report, task.target_macs), best=small, curve=report.curve)
     return small
 
 
 def _carried_out(
     chosen: Sequence[str], task: Task, store: Store, size: Size, expected: Any
 ) -> tuple[nn.Module, list[Finished]]:
-    """The steps one after another, of which a checkpoint may hold the first ones done."""
+    """The steps one after another, of which a checkpoint may hold the first ones done.
+
+    None of those that only train, where the target is missed.
+    """
     slot, small, now = store.slot("finished"), task.original, size
     done = kept.load(slot)
     for finished in done:
         task.say(f"{finished.step.name}: done before, from the checkpoint")
         small, now = finished.again(copy.deepcopy(small), task.arguments), finished.step.after
     for place, name in list(enumerate(chosen))[len(done) :]:
+        if _misses(task, now) and not _NARROWING & set(chosen[place:]):
+            break
         own = store.within(f"{place}-{name}")
         own_task = replace(task, store=own, recovers="recover" in chosen[place + 1 :])
         small, finished = _run(name, small, own_task, now, expected)
@@ -163,6 +177,10 @@ def _carried_out(
     return small, done
 
 
+def _misses(task: Task, size: Size) -> bool:
+    return task.target_macs is not None and size.macs > task.target_macs
+
+
 def _run(name: str, model: nn.Module, task: Task, size: Size, expected: Any) -> tuple[nn.Module, Finished]:
     """One step, and what it came to."""
     started_s = task.budget.used_s
@@ -170,24 +188,25 @@ def _run(name: str, model: nn.Module, task: Task, size: Size, expected: Any) -> 
     answer, _, now = measured(outcome.model, task.arguments)
     step = Step(
         name=name, before=size, after=now, difference=difference(answer, expected), note=outcome.note,
+        left_alone=tuple(outcome.left_alone),
         seconds=task.budget.used_s - started_s, training_steps=outcome.num_steps,
         score=task.judge(outcome.model) if task.judge else None,
     )  # fmt: skip
     task.say(f"{name}: {size.parameters:,} -> {now.parameters:,} parameters, {size.macs:,} -> {now.macs:,} MACs")
-    if outcome.note:
-        task.say(f"{name}: {outcome.note}")
+    if step.told:
+        task.say(f"{name}: {step.told}")
     weights = outcome.model.state_dict()
     return outcome.model, Finished(step=step, edits=outcome.edits, curve=outcome.curve, weights=weights)
 
 
 def _curve(score: Score | None, size: Size, done: Sequence[Finished]) -> tuple[Point, ...]:
-    """The original, then the networks that each step judged and what it came to."""
+    """The original, then the networks that each step judged and what it came to; those with a score."""
     points = [Point(macs=size.macs, score=score.value, step="original")] if score else []
     for finished in done:
         step = finished.step
         last = [Point(macs=step.after.macs, score=step.score.value, step=step.name)] if step.score else []
         points += [*finished.curve, *last]
-    return tuple(points)
+    return tuple(point for point in points if math.isfinite(point.score))
 
 
 def _first_run(model: nn.Module, arguments: tuple[Any, ...]) -> Any:

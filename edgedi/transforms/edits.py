@@ -43,7 +43,3 @@ def redo(
         model = edit.apply(model, arguments)
     model.load_state_dict(weights)
     return model.eval()
-
-
-def _fields(edit: Any) -> dict[str, Any]:
-    return {field.name: getattr(edit, field.name) for field in dataclasses.fields(edit)}

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from edgedi.transforms.score import Score
 from edgedi.transforms.task import Point
 
+MOST_TOLD = 5
+"""Layers left alone that a line names, and networks on the way that an error lists besides the first and the last."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
@@ -59,6 +62,15 @@ class Step:
     """After the step; ``None`` where there is no data to tell."""
     note: str = ""
     """Why more was left alone than had to be; "" where that is not so."""
+    left_alone: tuple[str, ...] = ()
+    """Layers whose channels stay, each with the reason in brackets."""
+
+    @property
+    def told(self) -> str:
+        """The note and the first layers left alone, for a line; "" where there is nothing to say."""
+        some, more = ", ".join(self.left_alone[:MOST_TOLD]), len(self.left_alone) - MOST_TOLD
+        alone = f"left alone: {some}{f' and {more} more' if more > 0 else ''}" if some else ""
+        return "; ".join(filter(None, (self.note, alone)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +111,7 @@ class Compaction:
             for layer in changed
         ]
         header = ("step or layer", "width", "parameters", "MACs", "bytes", "score" if self.score else "", "")
-        notes = [f"{step.name}: {step.note}" for step in self.steps if step.note]
+        notes = [f"{step.name}: {step.told}" for step in self.steps if step.told]
         unchanged = f"layers as they were: {len(self.layers) - len(changed)}"
         return "\n".join([_table([header, *steps, *layers]), unchanged, *notes])
 
@@ -113,6 +125,22 @@ class Compaction:
 def _effort(step: Step) -> str:
     trained = f", {step.training_steps:,} training steps" if step.training_steps else ""
     return f"{step.seconds:.1f} s{trained}"
+
+
+def missed(report: Compaction, target_macs: int) -> str:
+    """What is said where the steps came to more MACs than ``target_macs``."""
+    steps, last = ", ".join(step.name for step in report.steps), report.steps[-1].after
+    points = sorted({point.macs: point.score for point in report.curve}.items(), reverse=True)
+    scores = ", ".join(f"{macs:,} MACs score {score:.4g}" for macs, score in _spread(points, MOST_TOLD + 2))
+    notes = [f"{step.name}: {step.told}" for step in report.steps if step.told]
+    came = f"target is {target_macs:,} MACs, and {steps} came to {last.macs:,}"
+    return "; ".join([came, scores or "nothing says what that scores", *notes])
+
+
+def _spread(points: Sequence[tuple[int, float]], most: int) -> list[tuple[int, float]]:
+    """The first, the last, and so many between that they are ``most`` at the most."""
+    count = min(most, len(points))
+    return [points[i * (len(points) - 1) // max(1, count - 1)] for i in range(count)]
 
 
 def changes(before: Sequence[LayerSize], after: Sequence[LayerSize]) -> tuple[LayerChange, ...]:

@@ -55,18 +55,43 @@ def judge_by_accuracy(data: Data) -> Judge:
     return judge
 
 
+class NotFinite(ValueError):
+    """A metric gave something else than a finite number."""
+
+
 def judge_by_metric(metric: Metric, validate: Any) -> Judge:
-    """What the user's callable says; ``ValueError`` where that is no finite number."""
+    """What the user's callable says; ``NotFinite`` where that is no finite number."""
 
     def judge(model: nn.Module) -> Score:
         with torch.no_grad():
-            given = metric(_evaluating(model), validate)
+            given = asked("metric", metric, _evaluating(model), validate)
         value = _number(given)
         if not math.isfinite(value):
-            raise ValueError(f"metric gave {given!r}; it must give a finite number, more for a better network")
+            raise NotFinite(f"metric gave {given!r}; it must give a finite number, more for a better network")
         return Score(value=value)
 
     return judge
+
+
+def asked(name: str, given: Callable[..., Any], *arguments: Any) -> Any:
+    """What the user's callable returns; ``ValueError`` with its ``name`` where it fails."""
+    try:
+        return given(*arguments)
+    except Exception as error:  # a user's own code may raise anything
+        raise ValueError(f"{name} failed with {type(error).__name__}: {error}") from error
+
+
+def forgiving(judge: Judge, say: Callable[[str], None]) -> Judge:
+    """For networks on the way: one without a finite score has the least there is, and the others are tried."""
+
+    def judged(model: nn.Module) -> Score:
+        try:
+            return judge(model)
+        except NotFinite as error:
+            say(f"a network counts as too bad: {error}")
+            return Score(value=-math.inf)
+
+    return judged
 
 
 def _number(given: Any) -> float:

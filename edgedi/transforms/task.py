@@ -115,4 +115,6 @@ class Outcome:
     num_steps: int = 0
     """Of the trainings that the network comes from."""
     note: str = ""
+    left_alone: Sequence[str] = ()
+    """Layers whose channels stay, each with the reason in brackets."""
     curve: Sequence[Point] = field(default=())

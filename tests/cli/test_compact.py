@@ -22,6 +22,7 @@ from tests.cli import tiny_networks
 
 HERE = Path(__file__).parent
 DEAD = ("--model", "tiny_networks:dead", "--input", "1x3x16x16")
+TAUGHT = ("--model", "tiny_networks:dead", "--data")
 FILES = {EXPORTED, PAGE, PROGRAM, REPORT, WEIGHTS}
 
 
@@ -149,6 +150,12 @@ def test_a_wrong_option_says_what_is_accepted(options: list[str], words: list[st
         ([*DEAD, "--steps", "recover"], ["the step 'recover' needs data: pass train=..."]),
         (["--model", "tiny_networks:dead", "--input", "1x4x16x16"], ["does not take the example; give --input"]),
         (["--model", "tiny_networks:number"], ["returned a int"]),
+        ([*TAUGHT, "tiny_networks:Failing"], ["metric failed with KeyError: 'scores'"]),
+        ([*TAUGHT, "tiny_networks:lossy", "--steps", "recover"], ["loss failed with RuntimeError: no such loss"]),
+        (
+            [*TAUGHT, "tiny_networks:taught", "--steps", "prune", "--target", "0.001"],
+            ["target is 203 MACs, and prune came to ", "MACs score 1,"],
+        ),
     ],
 )
 def test_what_cannot_run_is_told_in_a_line_and_leaves_no_folder(

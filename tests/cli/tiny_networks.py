@@ -84,6 +84,23 @@ class Described:
         self.metric = lambda model, batches: -float(model(batches[0][0]).detach().square().mean())
 
 
+class Failing(Described):
+    """With a metric that fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metric = lambda model, batches: {}["scores"]
+
+
+def lossy() -> dict[str, object]:
+    """With a loss that fails."""
+
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        raise RuntimeError("no such loss")
+
+    return {**taught(), "loss": loss}
+
+
 def misspelt() -> dict[str, object]:
     return {"validat": []}
 

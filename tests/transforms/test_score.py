@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgedi.transforms.data import Data
-from edgedi.transforms.score import Score, judge_by_accuracy, judge_by_likeness, judge_by_metric
+from edgedi.transforms.score import Score, forgiving, judge_by_accuracy, judge_by_likeness, judge_by_metric
 
 LOGITS = torch.eye(4)
 
@@ -100,6 +100,26 @@ def test_a_metric_gets_the_model_and_the_data_as_they_were_given():
 def test_a_metric_that_gives_no_finite_number(value: Any):
     with pytest.raises(ValueError, match=r"metric gave .*; it must give a finite number, more for a better network"):
         judge_by_metric(lambda model, validate: value, None)(Plus())
+
+
+def test_a_metric_that_fails_is_named():
+    def metric(model: nn.Module, validate: Any) -> float:
+        return {}["labels"]
+
+    with pytest.raises(ValueError, match=r"^metric failed with KeyError: 'labels'$"):
+        judge_by_metric(metric, None)(Plus())
+
+
+def test_a_network_without_a_finite_score_is_the_worst():
+    lines: list[str] = []
+    values = iter([0.5, float("nan")])
+    judge = forgiving(judge_by_metric(lambda model, validate: next(values), None), lines.append)
+    assert [judge(Plus()).value, judge(Plus()).value] == [0.5, float("-inf")]
+    assert lines == [
+        "a network counts as too bad: metric gave nan; it must give a finite number, more for a better network"
+    ]
+    with pytest.raises(ValueError, match="metric failed with StopIteration"):
+        judge(Plus())
 
 
 def test_a_metric_may_give_a_number_of_numpy():

@@ -18,20 +18,22 @@ from torch import nn
 
 from edgedi.transforms.prune.cut import TRANSPOSED, Array, Group, Narrow, is_one_to_one, narrow
 from edgedi.transforms.prune.groups import groups_of
-from edgedi.transforms.prune.path import layer_costs, listed
+from edgedi.transforms.prune.path import layer_costs
 from edgedi.transforms.store import digest_of_model
 from edgedi.transforms.task import Outcome, Point, Task
 
 
 def prune_by_l1(model: nn.Module, task: Task) -> Outcome:
-    """Until all layers are locked, ``task.target_macs`` is reached or the time is over."""
+    """Until all layers are locked, ``task.target_macs`` is reached, however long that takes, or the time is over."""
     groups, left_alone = groups_of(model, task.arguments)
     rule = _Rule(model, task, groups)
     rule.run()
-    note = f"left alone: {listed(left_alone)}" if left_alone else ""
-    if rule.small is model:
-        return Outcome(model=model, note=note, curve=tuple(rule.curve))
-    return Outcome(model=rule.small, edits=(rule.edit(rule.gone),), note=note, curve=tuple(rule.curve))
+    misses = task.target_macs is not None and not rule.is_over
+    stopped = "one filter less of any layer scores too little, or it has but one: a larger tolerance goes further"
+    return Outcome(
+        model=rule.small, edits=() if rule.small is model else (rule.edit(rule.gone),),
+        note=stopped if misses else "", left_alone=left_alone, curve=tuple(rule.curve),
+    )  # fmt: skip
 
 
 def norms_of(model: nn.Module, group: Group) -> Array:
@@ -64,7 +66,7 @@ class _Rule:
 
     def run(self) -> None:
         sizes = {group.name: group.num_units for group in self._groups}
-        while self._unlocked and not self._is_over():
+        while self._unlocked and not self.is_over:
             name = self._unlocked.popleft()
             if self._drop(name) and self.gone[name] < sizes[name] - 1:
                 self._unlocked.append(name)
@@ -85,16 +87,20 @@ class _Rule:
         assert self._task.judge is not None  # the arguments were checked
         after = {**self.gone, name: self.gone[name] + 1}
         tried = self._without(after)
-        score = self._task.judge(tried).value
-        self.curve.append(Point(macs=self._macs(after), score=score, step="prune"))
-        if score < self._task.least_score:
+        score, macs = self._task.judge(tried), self._macs(after)
+        share = macs / self._macs(dict.fromkeys(after, 0))
+        self._task.say(f"prune: {share:.1%} of the MACs score {score}, {self._task.least_score:.4g} is needed")
+        self.curve.append(Point(macs=macs, score=score.value, step="prune"))
+        if score.value < self._task.least_score:
             return False
         self.gone, self.small = after, tried
         return True
 
-    def _is_over(self) -> bool:
+    @property
+    def is_over(self) -> bool:
+        """Whether the target is reached; the time over, where there is none."""
         target = self._task.target_macs
-        return self._task.budget.left_s <= 0 or (target is not None and self._macs(self.gone) <= target)
+        return self._task.budget.left_s <= 0 if target is None else self._macs(self.gone) <= target
 
     def _macs(self, gone: Mapping[str, int]) -> int:
         return round(sum(cost.left(gone) for cost in self._costs))

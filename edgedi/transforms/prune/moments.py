@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgedi.transforms.prune.watch import Call, Watch
+from edgedi.transforms.store import NO_SLOT, Slot, digest_of_model
 
 WIDE = 4608
 """Columns, channels times kernel, up to which a layer's moments are taken whole (512 channels, 3 x 3). Beyond, only
@@ -69,10 +70,20 @@ def samples_for(columns: int) -> int:
 
 @torch.no_grad()
 def moments_of(
-    model: nn.Module, names: Sequence[str], batches: Iterable[tuple[Any, ...]], num_inputs: int, seed: int
+    model: nn.Module,
+    names: Sequence[str],
+    batches: Iterable[tuple[Any, ...]],
+    num_inputs: int,
+    seed: int,
+    slot: Slot = NO_SLOT,
 ) -> dict[str, Moments]:
-    """Of each layer named that runs as a convolution or a linear layer; positions are picked by ``seed``."""
-    found: dict[str, Moments] = {}
+    """Of each layer named that runs as a convolution or a linear layer; positions are picked by ``seed``.
+
+    ``slot`` keeps the sums of the batches so far.
+    """
+    whose, known = digest_of_model(model) if slot.keeps else "", slot.load() or {}
+    known = known if known.get("model") == whose else {"done": 0, "moments": {}}
+    found = {name: Moments(**plain) for name, plain in known["moments"].items()}
 
     def see(call: Call) -> Tensor:
         width = call.weight[0].numel()
@@ -87,6 +98,11 @@ def moments_of(
         return call.run()
 
     with Watch(model, names, see):
-        for arguments in batches:
+        for number, arguments in enumerate(batches):
+            if number < known["done"]:
+                continue
             model(*arguments)
+            if slot.due:
+                plain = {name: vars(moments) for name, moments in found.items()}
+                slot.save({"model": whose, "done": number + 1, "moments": plain})
     return found

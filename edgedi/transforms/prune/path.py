@@ -34,8 +34,7 @@ class Path:
     arguments: tuple[Any, ...]
     groups: tuple[Group, ...]
     left_alone: tuple[str, ...]
-    no_time: tuple[str, ...]
-    """Groups that were not looked at."""
+    """Layers whose channels stay, each with the reason in brackets."""
     curves: dict[str, Curve]
     widths: list[Width]
     teacher: Teacher
@@ -77,18 +76,21 @@ def find_path(
     # A change is tried on inputs that no moment has seen: of few inputs a wide layer learns to make up for channels on
     # these alone.
     most, unseen = fourths(calibration)
-    moments = moments_of(model, names, [batch.arguments for batch in most], sum(batch.size for batch in most), seed)
+    moments = moments_of(
+        model, names, [batch.arguments for batch in most], sum(batch.size for batch in most), seed,
+        store.slot("moments"),
+    )  # fmt: skip
     probe = Probe(model, together(unseen))
     macs = {cost.layer: cost.macs for cost in layer_costs(model, arguments, groups)}
     ordered = sorted(groups, key=lambda group: -sum(macs[part.layer] for part in group.parts if part.layer in macs))
     curves = _curves(model, ordered, moments, probe, say, budget or Budget(None), store.slot("path"))
     looked = tuple(group for group in groups if group.name in curves)
-    no_time = tuple(group.name for group in groups if group.name not in curves)
+    no_time = tuple(f"{group.name} (no time)" for group in groups if group.name not in curves)
     if no_time:
         say(f"prune: no time to look at {len(no_time)} groups, which have the fewest multiplications")
     steps = {group.name: Steps(counts=curves[group.name].counts, errors=curves[group.name].errors) for group in looked}
     return Path(
-        model=model, arguments=arguments, groups=looked, left_alone=left_alone, no_time=no_time,
+        model=model, arguments=arguments, groups=looked, left_alone=(*left_alone, *no_time),
         curves=curves,
         widths=path_of(steps, layer_costs(model, arguments, looked, prices)),
         teacher=Teacher(model, together(calibration), seed, store.slot("fit")),
@@ -143,8 +145,3 @@ def layer_costs(
         if layer.size.macs
     ]
     return [*known, LayerCost(macs=total.macs - sum(cost.macs for cost in known), inputs={}, outputs={})]
-
-
-def listed(left_alone: Sequence[str]) -> str:
-    """For people."""
-    return ", ".join(left_alone[:5]) + (f" and {len(left_alone) - 5} more" if len(left_alone) > 5 else "")

@@ -8,17 +8,23 @@ from torch import nn
 
 from edgedi.errors import CompactionError
 from edgedi.transforms.data import MOST_KEPT
+from edgedi.transforms.measure import measured
 from edgedi.transforms.prune.l1 import prune_by_l1
-from edgedi.transforms.prune.path import Path, find_path, listed
+from edgedi.transforms.prune.path import Path, find_path
 from edgedi.transforms.store import digest_of, digest_of_model
 from edgedi.transforms.task import Budget, Outcome, Point, Task
 
 FINE = 0.002
 """The search ends where what is left to find is this share of the network."""
+SHOWN = 5
+"""Networks that are judged where none is narrow enough, spread over the MACs."""
 
 
 def prune_step(model: nn.Module, task: Task) -> Outcome:
-    """The narrowest network that scores ``task.least_score``, or the one of ``task.target_macs``."""
+    """The narrowest network that scores ``task.least_score``, or the one of ``task.target_macs``; the narrowest of all
+    where that is not narrow enough."""
+    if task.target_macs is not None and measured(model, task.arguments)[2].macs <= task.target_macs:
+        return Outcome(model=model)
     if task.method == "l1":
         return prune_by_l1(model, task)
     if task.judge is None and task.target_macs is None:
@@ -26,15 +32,22 @@ def prune_step(model: nn.Module, task: Task) -> Outcome:
     # A target is to be reached, however long that takes.
     path = _path(model, task, task.budget if task.target_macs is None else Budget(None))
     if len(path.widths) == 1:
-        return Outcome(model=model, note="; ".join(["no width can change", *_alone(path)]))
-    return _narrowed(path, task, task.target_macs) if task.target_macs is not None else _searched(path, task)
+        return Outcome(model=model, note="no width can change", left_alone=path.left_alone)
+    if task.target_macs is None:
+        return _searched(path, task)
+    index = _first_within(path, task.target_macs)
+    return _narrowest(path, task) if index is None else _Tried(path, task).outcome(index)
 
 
 def narrow_to(model: nn.Module, task: Task, macs: int) -> Outcome:
     """``model`` with at most ``macs`` multiplications. ``CompactionError`` where that cannot be reached, in the time
     that there is for looking at groups.
     """
-    return _narrowed(_path(model, task, task.budget), task, macs)
+    path = _path(model, task, task.budget)
+    index = _first_within(path, macs)
+    if index is None:
+        raise CompactionError(f"the narrowest network has {path.macs(len(path.widths) - 1):,} MACs, not {macs:,}")
+    return _Tried(path, task).outcome(index)
 
 
 def _path(model: nn.Module, task: Task, budget: Budget) -> Path:
@@ -46,18 +59,20 @@ def _path(model: nn.Module, task: Task, budget: Budget) -> Path:
     )  # fmt: skip
 
 
-def _narrowed(path: Path, task: Task, macs: int) -> Outcome:
-    index = next((i for i in range(len(path.widths)) if path.macs(i) <= macs), None)
-    made = _Tried(path, task)
-    if index is None:
-        if task.judge:
-            made.judged(len(path.widths) - 1)
-        curve = "; ".join(f"{point.macs:,} MACs score {point.score:.4g}" for point in made.curve) or "not judged"
-        raise CompactionError(
-            f"target is {macs:,} MACs, and the narrowest network that 'prune' makes has "
-            f"{path.macs(len(path.widths) - 1):,}: {'; '.join([curve, *_alone(path)])}"
-        )
-    return made.outcome(index)
+def _first_within(path: Path, macs: int) -> int | None:
+    """The widest point of at most ``macs``."""
+    return next((i for i in range(len(path.widths)) if path.macs(i) <= macs), None)
+
+
+def _narrowest(path: Path, task: Task) -> Outcome:
+    """The end of the path, and what networks on the way score."""
+    made, end = _Tried(path, task), len(path.widths) - 1
+    step = (path.macs(0) - path.macs(end)) / SHOWN
+    wanted = [path.macs(0) - step * number for number in range(1, SHOWN)] if task.judge else []
+    between = {min(range(1, end + 1), key=lambda index: abs(path.macs(index) - macs)) for macs in wanted}
+    for index in sorted(between - {end}):
+        made.judged(index)
+    return made.outcome(end)
 
 
 def _searched(path: Path, task: Task) -> Outcome:
@@ -119,14 +134,9 @@ class _Tried:
 
     def outcome(self, index: int) -> Outcome:
         """Point ``index`` as the step's result."""
-        note = "; ".join(_alone(self._path))
+        alone, curve = self._path.left_alone, tuple(self.curve)
         if index == 0:
-            note = "; ".join(["nothing could go without losing score", *_alone(self._path)])
-            return Outcome(model=self._path.model, note=note, curve=tuple(self.curve))
+            note = "nothing could go without losing score"
+            return Outcome(model=self._path.model, note=note, left_alone=alone, curve=curve)
         small = self._best[1] if self._best and self._best[0] == index else self._path.network(index)
-        return Outcome(model=small, edits=(self._path.edit(index),), note=note, curve=tuple(self.curve))
-
-
-def _alone(path: Path) -> list[str]:
-    alone = [f"left alone: {listed(path.left_alone)}"] if path.left_alone else []
-    return [*alone, f"no time for {listed(path.no_time)}"] if path.no_time else alone
+        return Outcome(model=small, edits=(self._path.edit(index),), left_alone=alone, curve=curve)

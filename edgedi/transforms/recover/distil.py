@@ -19,7 +19,7 @@ from edgedi.transforms.recover.losses import blend_of, distance, is_class_labels
 from edgedi.transforms.recover.norms import fold, norms_of, put_back
 from edgedi.transforms.recover.reading import Reader
 from edgedi.transforms.recover.schedule import Schedule
-from edgedi.transforms.score import Judge, Score, leaves_of
+from edgedi.transforms.score import Judge, Score, asked, leaves_of
 from edgedi.transforms.store import NO_SLOT, Slot
 from edgedi.transforms.task import Budget, Loss, Say
 
@@ -124,7 +124,7 @@ class Training:
             answer = self._answer_of(self.student, arguments)
             found = distance(answer, target, self._recipe.temperature)
             if self._loss is not None:
-                return found.lerp(self._loss(answer, batch.labels), self._recipe.loss_share)
+                return found.lerp(asked("loss", self._loss, answer, batch.labels), self._recipe.loss_share)
             if not self._recipe.label_share or not is_class_labels(answer, batch.labels):
                 return found
             (logits,) = leaves_of(answer)

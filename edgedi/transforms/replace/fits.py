@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,7 @@ from edgedi.transforms.replace.record import record
 from edgedi.transforms.task import Task
 
 AT_ONCE = 4
-"""Layers whose inputs are recorded in one pass: what is held in memory, and lost by a kill, at a time."""
+"""Layers whose inputs are recorded in one pass, and held in memory at a time."""
 FITTING = 0.25
 """The share of the time left that fitting may take; layers that save most come first."""
 
@@ -28,33 +28,35 @@ def fit_all(
 ) -> Fits:
     """Those of ``known``, and of the layers that are not in it, as far as time allows; the first pass always.
 
-    ``keep`` is called with what there is after each pass.
+    ``keep`` is called with what there is after each fit.
     """
-    fits = dict(known)
+    fits = {name: dict(by_ratio) for name, by_ratio in known.items()}
     left = sorted(found, key=lambda candidate: -max(candidate.saved.values()))
-    left = [candidate for candidate in left if candidate.name not in fits]
+    left = [candidate for candidate in left if set(candidate.saved) - set(fits.get(candidate.name, ()))]
     enough_s = task.budget.left_s * (1 - FITTING)
     while left:
         if fits and task.budget.left_s < enough_s:
             task.say(f"scar: no time to fit {len(left)} of {len(found)} layers, which save least")
             break
         some, left = left[:AT_ONCE], left[AT_ONCE:]
-        fits.update(_fit_some(model, some, task))
-        keep(fits)
+        for name, ratio, fitted in _fits_of(model, some, task, fits):
+            fits.setdefault(name, {})[ratio] = fitted
+            keep(fits)
     return fits
 
 
-def _fit_some(model: nn.Module, some: Sequence[Candidate], task: Task) -> Fits:
-    fits: Fits = {candidate.name: {} for candidate in some}
+def _fits_of(model: nn.Module, some: Sequence[Candidate], task: Task, known: Fits) -> Iterator[tuple[str, int, Fitted]]:
+    """Of each layer of ``some``, one ratio after another, those that are not ``known``."""
     data: Any = task.train or task.calibration
-    inputs = record(model, list(fits), data, task.seed)
+    inputs = record(model, [candidate.name for candidate in some], data, task.seed)
     for candidate, x in zip(some, inputs, strict=True):
         for ratio, macs in candidate.saved.items():
+            if ratio in known.get(candidate.name, ()):
+                continue
             fitted = fit(model.get_submodule(candidate.name), x, ratio, seed=task.seed)
-            fits[candidate.name][ratio] = fitted
             errors = f"error {fitted.start_error:.2g} -> {fitted.error:.2g}"
             task.say(f"scar: {candidate.name} at 1/{ratio} saves {macs:,} MACs, {errors}")
-    return fits
+            yield candidate.name, ratio, fitted
 
 
 def options_of(found: Sequence[Candidate], fits: Fits) -> list[Option]:

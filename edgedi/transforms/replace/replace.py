@@ -38,6 +38,11 @@ class Progress:
     until_s: float | None = None
     """Second of the budget at which the training under way ends; ``None`` where none is, or there is no budget."""
 
+    @property
+    def trains(self) -> bool:
+        """Whether fitting is over for want of time, or more than that."""
+        return bool(self.tried) or self.until_s is not None
+
 
 def replace_step(model: nn.Module, task: Task) -> Outcome:
     """The step."""
@@ -47,40 +52,33 @@ def replace_step(model: nn.Module, task: Task) -> Outcome:
 def replace_layers(model: nn.Module, task: Task, train: Train) -> Outcome:
     """Blocks fitted one by one, put in as many as pay, trained together towards the original's answers.
 
-    All that pay first, or that a target needs; where the score does not hold, the first half of them, and so on: see
-    ``in_order``. Where no other step could reach the target, those that it needs stay, whatever they score, and
-    ``CompactionError`` is raised where it cannot be reached.
+    All that pay first; where the score does not hold, the first half of them, and so on: see ``in_order``. With a
+    target, those that it needs, whatever they score; none where it cannot be reached.
     """
     less = None if task.target_macs is None else _macs(model, task) - task.target_macs
-    is_asked = less is not None and not task.narrows
-    if task.judge is None and not is_asked:
+    if task.judge is None and less is None:
         return Outcome(model=model, note="left alone: nothing says whether the score holds; pass validate=...")
     if less is not None and less <= 0:
         return Outcome(model=model)
     ratios = RATIOS if task.scar_ratio is None else (task.scar_ratio,)
     found = _that_run(model, candidates(trace(model, task.arguments), ratios), task.arguments)
-    if less is not None and is_asked:
-        _check_reachable(found, less, task)
     if not found:
         return Outcome(model=model, note="left alone: no convolution costs less as a SCAR block")
+    most = sum(max(candidate.saved.values()) for candidate in found)
+    if less is not None and most < less:
+        after = f"the {len(found)} layers that cost less as SCAR blocks would leave {_macs(model, task) - most:,} MACs"
+        return Outcome(model=model, note=f"left alone: {after}, and that is not enough")
     slot = task.store.slot("replace")
     progress = _load(slot, model)
-    in_time = replace(task, budget=Budget(None)) if is_asked else task  # a target is to be reached, however long
-    fits = fit_all(model, found, in_time, progress.fits, lambda some: _save(slot, replace(progress, fits=some)))
+    in_time = task if less is None else replace(task, budget=Budget(None))  # a target is reached, however long
+    fits = progress.fits
+    if not progress.trains:  # or a run taken up, with time by its own count, would go on with other blocks
+        fits = fit_all(model, found, in_time, fits, lambda some: _save(slot, replace(progress, fits=some)))
     order: Sequence[Option] = in_order(options_of(found, fits), task.prices)
-    order = order if less is None else _enough(order, less)
-    way = _asked_for if is_asked else _largest_that_holds
-    return way(model, order, replace(progress, fits=fits), task, train)
-
-
-def _check_reachable(found: Sequence[Candidate], less: int, task: Task) -> None:
-    most = sum(max(candidate.saved.values()) for candidate in found)
-    if most < less:
-        assert task.target_macs is not None
-        raise CompactionError(
-            f"target is {task.target_macs:,} MACs, and with SCAR blocks for the {len(found)} layers that cost less as "
-            f"one the network has {task.target_macs + less - most:,}"
-        )
+    progress = replace(progress, fits=fits)
+    if less is None:
+        return _largest_that_holds(model, order, progress, task, train)
+    return _asked_for(model, _enough(order, less), progress, task, train)
 
 
 def _asked_for(model: nn.Module, order: Sequence[Option], progress: Progress, task: Task, train: Train) -> Outcome:
@@ -118,7 +116,8 @@ def _largest_that_holds(
         point = Point(macs=macs, score=score.value, step="scar")
         progress = replace(progress, tried=(*progress.tried, point), until_s=None)
         _save(slot, progress)
-    return Outcome(model=model, note="left alone: with SCAR blocks the score did not hold", curve=progress.tried)
+    why = "with SCAR blocks the score did not hold" if progress.tried else "no time to train SCAR blocks"
+    return Outcome(model=model, note=f"left alone: {why}", curve=progress.tried)
 
 
 def _timed(progress: Progress, task: Task, slot: Slot) -> Progress:

@@ -14,7 +14,7 @@ FORMAT, VERSION = "edgedi-compaction", 1
 
 
 def compaction_json(compaction: Compaction) -> str:
-    """The report as text. A difference that is no finite number, and a score that nobody took, are ``null``."""
+    """The report as text. What is no finite number, and a score that nobody took, are ``null``."""
     return json.dumps(
         {
             "format": FORMAT,
@@ -40,6 +40,7 @@ def _step(step: Step) -> dict[str, Any]:
         "seconds": step.seconds,
         "training_steps": step.training_steps,
         "note": step.note,
+        "left_alone": list(step.left_alone),
     }
 
 
@@ -65,7 +66,7 @@ def _score(score: Score | None) -> dict[str, Any] | None:
     if score is None:
         return None
     low, high = score.interval or (None, None)
-    return {"value": score.value, "count": score.count, "low": low, "high": high}
+    return {"value": _finite(score.value), "count": score.count, "low": low, "high": high}
 
 
 def _finite(value: float) -> float | None:

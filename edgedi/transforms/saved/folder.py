@@ -1,4 +1,9 @@
-"""A network in a folder: written all or not at all, and read without running anything that the files say."""
+"""A network in a folder, read without running anything that the files say.
+
+All files are written beside the folder before the first is put there, so that an error leaves it as it was. A kill
+while they are put there leaves some of them: ``load`` then gives the network of before or the new one, or refuses where
+program and weights do not belong together.
+"""
 
 from __future__ import annotations
 

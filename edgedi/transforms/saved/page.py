@@ -59,7 +59,13 @@ def _steps(compaction: Compaction) -> Markup:
         "original's answer on the example inputs, as a share of its largest value."
     )
     heads = ("step", "parameters", "MACs", "bytes", "score", "difference", "seconds", "training steps")
-    return section("steps", "Step by step", see, table(heads, map(_step_row, compaction.steps)))
+    alone = [_left_alone(step) for step in compaction.steps if step.left_alone]
+    return section("steps", "Step by step", see, table(heads, map(_step_row, compaction.steps)), *alone)
+
+
+def _left_alone(step: Step) -> Markup:
+    layers = element("ul", *(element("li", layer) for layer in step.left_alone))
+    return details(f"Layers whose channels {step.name} left alone: {len(step.left_alone)}", layers)
 
 
 def _step_row(step: Step) -> list[str]:

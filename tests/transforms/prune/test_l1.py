@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgedi.errors import CompactionError
 from edgedi.transforms.compact import compact
 from edgedi.transforms.measure import answer_of
 from edgedi.transforms.prune.groups import groups_of
@@ -93,6 +94,26 @@ def test_it_stops_at_the_target(model: Small):
     before = small.compaction.curve[-3].macs
     assert step.after.macs <= 0.5 * step.before.macs < before
     assert widths(small)["last"][1] == 3
+
+
+def test_a_target_that_it_misses_is_an_error(model: Small):
+    """With time over at once: a target takes as long as it needs."""
+    ((x, labels),) = validate = labelled(model)
+    lines: list[str] = []
+    with pytest.raises(CompactionError) as raised:
+        compact(
+            model, x[:2], calibration=x, validate=validate, tolerance=0.05, method="l1", target={"macs": 0.01},
+            steps=("prune",), budget_s=1e-9, progress=lines.append,
+        )  # fmt: skip
+    gone = by_hand(model, x, labels, 0.95)
+    best = raised.value.best
+    assert widths(best)["first"] == (3, 5 - len(gone["first"]))
+    assert widths(best)["second"][1] == 4 - len(gone["second"])
+    assert str(raised.value).endswith("or it has but one: a larger tolerance goes further")
+    judged = [point.score for point in raised.value.curve[1:-1]]
+    told = [line for line in lines if " of the MACs score " in line]
+    assert [f"score {score:.2%} [" in line for score, line in zip(judged, told, strict=True)] == [True] * len(told)
+    assert len(told) == 3
 
 
 def test_killed_it_goes_on_where_it_was(model: Small, tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from edgedi.transforms.measure import answer_of, difference, measured
 from edgedi.transforms.prune import path as path_module
 from edgedi.transforms.prune import refit as refit_module
 from edgedi.transforms.prune.curves import Curve, curve_of
+from edgedi.transforms.prune.moments import moments_of
 from edgedi.transforms.prune.path import find_path
 from edgedi.transforms.prune.prune import narrow_to, prune_step
 from edgedi.transforms.score import Score, judge_by_accuracy
@@ -106,6 +108,24 @@ def test_the_narrowest_network_that_scores_enough_comes_back():
     assert any(point.score < 0.8 and point.macs < step.after.macs for point in tried)
 
 
+def test_a_network_without_a_score_counts_as_too_bad_and_the_others_are_tried():
+    """Of a metric that is not a number once a layer has lost four channels."""
+    model, said = toy(), list[str]()
+
+    def metric(network: nn.Module, validate: Any) -> float:
+        return 1.0 if network.body[0].out_channels >= 9 else float("nan")
+
+    small = compact(
+        model, inputs(2, 3, 9, 9), calibration=inputs(64, 3, 9, 9), validate=validation(model), metric=metric,
+        steps=("prune",), progress=said.append,
+    )  # fmt: skip
+    assert 9 <= small.body[0].out_channels < 12
+    assert any(line.startswith("a network counts as too bad: metric gave nan") for line in said)
+    assert {point.score for point in small.compaction.curve} == {1.0}
+    with pytest.raises(ValueError, match=r"^metric gave nan; it must give a finite number"):
+        compact(model, inputs(2, 3, 9, 9), validate=validation(model), metric=lambda network, validate: float("nan"))
+
+
 def test_without_labels_it_answers_as_the_original_does():
     model = toy()
     small = compact(model, inputs(2, 3, 9, 9), calibration=inputs(160, 3, 9, 9))
@@ -186,9 +206,31 @@ def test_groups_that_there_is_no_time_for_are_left_alone_those_with_most_multipl
         "prune: 1 of 3 groups of channels looked at",
         "prune: no time to look at 2 groups, which have the fewest multiplications",
     ]
-    assert outcome.note.startswith("no time for ")
+    assert outcome.left_alone == ("body.2 (no time)", "body.4 (no time)")
     before = widths(model)
     assert [name for name, size in widths(outcome.model).items() if size != before[name]] == ["body.0", "body.2"]
+
+
+def test_killed_while_moments_are_summed_up_it_goes_on_with_the_next_batch(tmp_path: Path):
+    model, clock, runs = toy(), Clock(), list[int]()
+    batches = [(part,) for part in inputs(96, 3, 9, 9).split(24)]
+    expected = moments_of(model, ["body.2", "head"], batches, 96, 0)
+
+    def reading(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if len(runs) == 3 and clock.now_s < 1000:
+            raise Killed
+        runs.append(next(i for i, (batch,) in enumerate(batches) if batch is arguments[0]))
+        clock.now_s += EVERY_S / 2
+
+    model.register_forward_pre_hook(reading)
+    with pytest.raises(Killed):
+        moments_of(model, ["body.2", "head"], batches, 96, 0, Store(tmp_path, clock=clock).slot("moments"))
+    clock.now_s = 1000.0
+    found = moments_of(model, ["body.2", "head"], batches, 96, 0, Store(tmp_path, clock=clock).slot("moments"))
+    assert runs == [0, 1, 2, 2, 3]  # the third was not saved yet
+    assert {name: one.count for name, one in found.items()} == {name: one.count for name, one in expected.items()}
+    assert all(torch.equal(one.squares, expected[name].squares) for name, one in found.items())
+    assert all(torch.equal(one.sums, expected[name].sums) for name, one in found.items())
 
 
 @pytest.mark.parametrize("killed_at", [2, 3])
@@ -328,11 +370,65 @@ def test_narrowing_between_trainings_looks_only_as_long_as_there_is_time():
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
+def refused(model: nn.Module, **options: Any) -> CompactionError:
+    with pytest.raises(CompactionError) as raised:
+        compact(model, inputs(2, 3, 9, 9), calibration=inputs(32, 3, 9, 9), target={"macs": 0.001}, **options)
+    return raised.value
+
+
 def test_a_target_that_cannot_be_reached_says_what_can():
-    with pytest.raises(
-        CompactionError, match=r"the narrowest network that 'prune' makes has [\d,]+: [\d,]+ MACs score \d"
-    ):
-        compact(toy(), inputs(2, 3, 9, 9), calibration=inputs(32, 3, 9, 9), target={"macs": 0.001})
+    model = toy()
+    error = refused(model)
+    macs, scores = [point.macs for point in error.curve], [point.score for point in error.curve]
+    assert macs[0] == macs[1] == measured(model, (inputs(2, 3, 9, 9),))[2].macs  # the original, and simplified
+    steps = [(before - after) / (macs[1] - macs[-1]) for before, after in pairwise(macs[1:])]
+    assert len(steps) == 5
+    assert all(0.1 < step < 0.3 for step in steps)
+    assert scores[0] == 1.0 > scores[-1]
+    assert measured(error.best, (inputs(2, 3, 9, 9),))[2].macs == macs[-1] == error.best.compaction.steps[-1].after.macs
+    shown = ", ".join(f"{point.macs:,} MACs score {point.score:.4g}" for point in error.curve[1:])
+    target = round(0.001 * macs[0])
+    assert str(error) == f"target is {target:,} MACs, and simplify, prune came to {macs[-1]:,}; {shown}"
+
+
+def test_without_a_judge_it_gives_the_narrowest_network_alone():
+    model = toy()
+    with pytest.raises(CompactionError, match="nothing says what that scores") as raised:
+        compact(model, inputs(2, 3, 9, 9), train=inputs(32, 3, 9, 9), steps=("prune",), target={"macs": 0.001})
+    assert raised.value.curve == ()
+    assert widths(raised.value.best) == {"body.0": (3, 1), "body.2": (1, 2), "body.4": (2, 1), "head": (1, 4)}
+
+
+def test_a_network_that_misses_the_target_is_not_trained():
+    lines: list[str] = []
+    error = refused(toy(), train=inputs(32, 3, 9, 9), steps=("prune", "recover"), progress=lines.append)
+    assert [step.name for step in error.best.compaction.steps] == ["prune"]
+    assert [line for line in lines if line.startswith("recover")] == []
+
+
+def test_a_target_that_blocks_after_it_reach_is_reached(monkeypatch: pytest.MonkeyPatch):
+    """Narrowing alone does not, as the layers' own widths are the model's outputs."""
+    monkeypatch.setattr("edgedi.transforms.replace.replace.STEPS_WITHOUT_BUDGET", 2)
+    model, x = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 32, 3)).eval(), inputs(16, 3, 9, 9)
+    options: dict[str, Any] = {"train": x, "calibration": x, "seed": 1}
+    with pytest.raises(CompactionError) as raised:
+        compact(model, x[:1], target={"macs": 0.1}, steps=("prune",), **options)
+    narrowest = raised.value.best.compaction.steps[-1].after
+    share = 0.9 * narrowest.macs / measured(model, (x[:1],))[2].macs
+    small = compact(model, x[:1], target={"macs": share}, steps=("prune", "scar"), **options)
+    pruned, replaced = small.compaction.steps
+    assert pruned.after == narrowest
+    assert replaced.after.macs <= 0.9 * narrowest.macs
+
+
+def test_a_target_that_is_reached_already_takes_no_time():
+    model, said = toy(), list[str]()
+    small = compact(
+        model, inputs(2, 3, 9, 9), calibration=inputs(32, 3, 9, 9), target={"macs": 1.0}, progress=said.append
+    )
+    assert widths(small) == widths(model)
+    assert small.compaction.steps[-1].note == ""
+    assert [line for line in said if "looked at" in line] == []
 
 
 def test_a_model_whose_widths_cannot_change_says_so_and_comes_back_simplified():
@@ -341,6 +437,8 @@ def test_a_model_whose_widths_cannot_change_says_so_and_comes_back_simplified():
     assert widths(small) == {"0": (3, 4)}
     assert isinstance(small[1], nn.Identity)
     assert small.compaction.steps[-1].note == "no width can change"
+    with pytest.raises(CompactionError, match=r"target is 10,692 MACs, and .* came to 21,384; .*; prune: no width can"):
+        compact(model, image(), calibration=inputs(16, 3, 13, 11), target={"macs": 0.5})
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,29 @@ def test_a_folder_with_something_in_it_is_left_alone_unless_asked(small: nn.Modu
         edgedi.save(small, tmp_path / "note.txt", x(), overwrite=True)
 
 
+@pytest.mark.parametrize("put", [0, 1, 2])
+def test_killed_while_files_are_put_there_it_is_the_old_network_or_none(
+    put: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    old, new = (nn.Sequential(nn.Conv2d(3, 2, 1)).eval() for _ in range(2))
+    edgedi.save(old, tmp_path / "s", x())
+    left, into_place = iter(range(put)), Path.replace
+
+    def replace_some(path: Path, target: Path) -> Path:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return into_place(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace_some)
+    with pytest.raises(KeyboardInterrupt):
+        edgedi.save(new, tmp_path / "s", x(), overwrite=True)
+    if put < 2:  # the program is the second file, its weights are the last
+        assert torch.equal(edgedi.load(tmp_path / "s")(x()), old(x()))
+    else:
+        with pytest.raises(ValueError, match=r"it does not hold the weights that program\.json was saved with"):
+            edgedi.load(tmp_path / "s")
+
+
 class Random(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.rand_like(x)

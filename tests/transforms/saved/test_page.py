@@ -31,7 +31,7 @@ def step(name: str, before: int, after: int, score: Score | None = None, note: s
     sizes = (Size(parameters=each, macs=10 * each, num_bytes=4 * each) for each in (before, after))
     return Step(
         name=name, before=next(sizes), after=next(sizes), difference=0.25, seconds=1.5, training_steps=3000,
-        score=score, note=note,
+        score=score, note=note, left_alone=tuple(f"layer{i} (too odd)" for i in range(8)) if note else (),
     )  # fmt: skip
 
 
@@ -82,6 +82,7 @@ def test_the_json_has_these_fields_and_numbers():
         "seconds": 1.5,
         "training_steps": 3000,
         "note": "two layers left alone",
+        "left_alone": [f"layer{i} (too odd)" for i in range(8)],
     }
     assert found["layers"][0] == {
         "name": "first",
@@ -164,6 +165,16 @@ def test_the_bars_are_as_long_as_what_is_left_of_each_width():
     assert shares == [0.25, 0.0, 1.0]
     said = [each.text for each in section("widths").all("text") if each.has_class("number")]
     assert said == ["64 \u2192 16 (25%)", "32, gone", "10"]
+
+
+def test_every_layer_left_alone_is_named_and_in_print_the_first_ones():
+    given = report("it took long")
+    (shown,) = section("steps", given).all("details")
+    assert shown.all("summary")[0].text == "Layers whose channels prune left alone: 8"
+    assert [item.text for item in shown.all("li")] == [f"layer{i} (too odd)" for i in range(8)]
+    assert section("steps").all("details") == []
+    first = ", ".join(f"layer{i} (too odd)" for i in range(5))
+    assert str(given).splitlines()[-1] == f"prune: it took long; left alone: {first} and 3 more"
 
 
 def test_layers_that_changed_are_listed():
