@@ -179,6 +179,8 @@ def _with_judge(task: Task, metric: Metric | str, validate: Any) -> tuple[Task, 
         raise ValueError(f'metric is {metric!r}; give "accuracy", or a callable of (model, validate)')
     if task.validate is not None:
         return task, judge_by_metric(metric, validate) if callable(metric) else judge_by_accuracy(task.validate)
+    if callable(metric):
+        raise ValueError("metric is a callable of (model, validate), and there is no validate: pass validate=...")
     if task.calibration is None:
         return task, None
     most, fourth = quartered(task.calibration)

@@ -32,6 +32,7 @@ def linear() -> nn.Module:
         ({"tolerance": "1 %"}, "tolerance is '1 %'"),
         ({"validate": [(X, Y)], "metric": "recall"}, "metric is 'recall'; give \"accuracy\", or a callable"),
         ({"metric": "recall"}, "metric is 'recall'"),
+        ({"metric": lambda m, v: 1.0}, r"metric is a callable of .*, and there is no validate: pass validate=\.\.\."),
         ({"validate": [(X, Y)], "metric": lambda m, v: float("nan")}, "metric gave nan; it must give a finite number"),
         ({"validate": []}, "validate is empty"),
         ({"validate": X}, r"validate yields tensors of shape \[6, 3\]; each batch must be \(inputs, labels\)"),
