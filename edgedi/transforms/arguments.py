@@ -14,7 +14,15 @@ from torch.utils import _pytree as pytree
 
 from edgedi.transforms.data import Data, quartered
 from edgedi.transforms.replace.candidates import RATIOS
-from edgedi.transforms.score import Judge, Metric, answer_to, judge_by_accuracy, judge_by_likeness, judge_by_metric
+from edgedi.transforms.score import (
+    Judge,
+    Metric,
+    answer_to,
+    judge_by_accuracy,
+    judge_by_likeness,
+    judge_by_metric,
+    judging_once,
+)
 from edgedi.transforms.store import Store, digest_of, digest_of_model
 from edgedi.transforms.task import Budget, Loss, Prices, Say, Task
 
@@ -156,11 +164,13 @@ def judged(task: Task, metric: Metric | str, validate: Any, tolerance: float) ->
     task, judge = _with_judge(task, metric, validate)
     if judge is None:
         return task
+    judge, started_s = judging_once(judge), task.budget.used_s
     score = judge(task.original)
     least = score.value - tolerance
     return replace(
-        task, judge=judge, score=score, least_score=least if task.validate is not None else min(LIKENESS, least)
-    )
+        task, judge=judge, judge_s=task.budget.used_s - started_s, score=score,
+        least_score=least if task.validate is not None else min(LIKENESS, least),
+    )  # fmt: skip
 
 
 def _runs_on(model: nn.Module, data: Data) -> None:

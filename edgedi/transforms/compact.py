@@ -35,6 +35,8 @@ from edgedi.transforms.score import Metric, Score
 from edgedi.transforms.store import Store
 from edgedi.transforms.task import Budget, Loss, Outcome, Point, Say, Task
 
+PRUNING = 0.5
+"""The share of the time left that "prune" may take where a step follows that trains."""
 STEPS: Mapping[str, Callable[[nn.Module, Task], Outcome]] = {
     "simplify": simplify_step,
     "prune": prune_step,
@@ -153,14 +155,24 @@ def _carried_out(
         task.say(f"{finished.step.name}: done before, from the checkpoint")
         small, now = finished.again(copy.deepcopy(small), task.arguments), finished.step.after
     for place, name in list(enumerate(chosen))[len(done) :]:
-        own = store.within(f"{place}-{name}")
-        own_task = replace(task, store=own, recovers="recover" in chosen[place + 1 :])
+        own, later = store.within(f"{place}-{name}"), chosen[place + 1 :]
+        own_task = replace(task, store=own, recovers="recover" in later)
+        if name == "prune" and task.target_macs is None and {"scar", "recover"} & set(later):
+            own_task = replace(own_task, budget=_share(task.budget, done))
         small, finished = _run(name, small, own_task, now, expected)
         done.append(finished)
         kept.save(slot, done)
         own.clear()
         now = finished.step.after
     return small, done
+
+
+def _share(budget: Budget, done: Sequence[Finished]) -> Budget:
+    """That of the step "prune" where a training follows: the same for a run that goes on after a kill."""
+    if budget.seconds is None:
+        return budget
+    before_s = sum(finished.step.seconds for finished in done)
+    return budget.until(before_s + PRUNING * max(0.0, budget.seconds - before_s))
 
 
 def _run(name: str, model: nn.Module, task: Task, size: Size, expected: Any) -> tuple[nn.Module, Finished]:
