@@ -208,16 +208,18 @@ def train_data(given: Any, num_arguments: int, loss: Loss | None) -> Data:
 
 
 def store_of(
-    checkpoint: Any, model: nn.Module, arguments: tuple[Any, ...], settings: Mapping[str, Any], validate: Data | None
+    checkpoint: Any, model: nn.Module, arguments: tuple[Any, ...], settings: Mapping[str, Any], task: Task
 ) -> Store:
-    """Where a run keeps what it has; ``ValueError`` where that belongs to something else."""
+    """Where a run keeps what it has; ``ValueError`` where that belongs to something else, by ``settings`` and data."""
     if checkpoint is None:
         return Store(None)
     if not isinstance(checkpoint, (str, os.PathLike)):
         raise TypeError(f"checkpoint is a {type(checkpoint).__name__}; give the path of a folder")
     shapes = [getattr(leaf, "shape", leaf) for leaf in pytree.tree_leaves(arguments)]
-    first = None if validate is None else next(iter(validate))
-    seen = None if first is None else (first.arguments, first.labels)
+    first = None if task.validate is None else next(iter(task.validate))
+    judged_by = None if first is None else (first.arguments, first.labels)
+    learnt_from = [None if data is None else data.traits() for data in (task.calibration, task.train)]
+    seen = (judged_by, learnt_from)
     return Store(checkpoint, model=digest_of_model(model), settings=digest_of((settings, shapes, seen)))
 
 

@@ -129,7 +129,7 @@ def compact(
         "method": method, "target": share, "scar_ratio": scar_ratio,
         "prices": dict(task.prices),
     }  # fmt: skip
-    store = store_of(checkpoint, model, arguments, settings, task.validate)
+    store = store_of(checkpoint, model, arguments, settings, task)
     task = replace(
         task, budget=Budget(budget_s, used_s=budget.used_s + store.used_s()),
         narrows="prune" in chosen,

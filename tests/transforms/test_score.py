@@ -161,7 +161,7 @@ def test_a_network_is_judged_once_and_again_when_its_weights_are_others():
     judged: list[float] = []
 
     def judge(model: nn.Module) -> Score:
-        judged.append(float(model.weight.sum()))
+        judged.append(float(model.weight.detach().sum()))
         return Score(value=judged[-1])
 
     once, model = judging_once(judge), nn.Linear(2, 2)
