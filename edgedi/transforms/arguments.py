@@ -50,6 +50,16 @@ def check_model(model: Any) -> None:
         raise ValueError(f"in training mode: {shown}; call model.eval() first")
 
 
+def check_devices(model: nn.Module, steps: Sequence[str]) -> None:
+    """``ValueError`` where a step cannot compute on the devices that the model is on."""
+    away = sorted({str(tensor.device) for tensor in (*model.parameters(), *model.buffers())} - {"cpu"})
+    if away and "prune" in steps:
+        raise ValueError(
+            f"the step 'prune' computes on the CPU, and the model is on {', '.join(away)}: give model.cpu() with inputs"
+            " and data there and move what comes back, or leave the step out of steps"
+        )
+
+
 def check_budget(budget_s: Any) -> None:
     """``ValueError`` where it is no number of seconds."""
     number = isinstance(budget_s, (int, float)) and not isinstance(budget_s, bool)

@@ -14,6 +14,7 @@ from edgedi.transforms import finished as kept
 from edgedi.transforms.arguments import (
     arguments_of,
     check_budget,
+    check_devices,
     check_method,
     check_model,
     judged,
@@ -27,6 +28,7 @@ from edgedi.transforms.exact.simplify import simplify_step
 from edgedi.transforms.finished import Finished
 from edgedi.transforms.measure import difference, measured
 from edgedi.transforms.prices import Profile, prices_of
+from edgedi.transforms.prune.groups import library
 from edgedi.transforms.prune.prune import prune_step
 from edgedi.transforms.recover.recover import recover_step
 from edgedi.transforms.replace.replace import replace_step
