@@ -95,29 +95,37 @@ def compact(
     labels) batches in a fixed order, by which a smaller network is taken or not: ``metric`` of it may fall by
     ``tolerance`` at most. Without it a network must answer as the original does on 97 % of the calibration inputs,
     every fourth of which is kept for that. ``metric`` is "accuracy", or a callable of (model, validate) that gives more
-    for a better network. ``budget_s``: the seconds to be used, met within a tenth where there is training to do; a
-    ``target`` is reached however long that takes.
+    for a better network. ``budget_s``: the seconds to be used, met within a tenth where there is training to do, to
+    which "prune" leaves a half; a ``target`` is reached however long that takes.
 
     ``cost`` says where to save first: multiplications count the same everywhere ("macs"), or as long as devices were
     measured to take for them, by a ``ClusterProfile`` of this model such as ``session.profile``.
 
     ``checkpoint``: a folder in which a run keeps what it has, after each step and once a minute. Called again with the
-    same arguments, a run that was killed goes on there and ends with the same network as if it had not been.
+    same arguments, a run that was killed goes on there. Without ``budget_s`` it ends with the same network as if it had
+    not been, and so does any run of the same ``seed``; with it, the clock says how many steps a training has.
+    Other data are noticed by type, length and first batch, as far as these are the same each time.
+
+    Steps compute where the model and the data are; "prune" on the CPU only: give ``model.cpu()``, move what comes back.
 
     The copy is of the same class, with smaller layers; its ``compaction`` says what was done, as a table when printed.
     ``progress`` is called with a line per step; by default a terminal shows them.
 
-    Raises ``ValueError`` for a model in training mode, inputs that the model refuses, a step that does not exist or
-    lacks its data, data that are empty or shuffled, and a checkpoint that is damaged, or of another model or other
-    arguments; ``CompactionError`` for a model that does not export, an answer that differs, and a target that cannot be
-    reached.
+    Raises ``ValueError`` for a model in training mode, one that is not on the CPU and is to be pruned, inputs that the
+    model refuses, a step that does not exist or lacks its data, data that are empty or shuffled, a ``metric`` without
+    ``validate``, and a checkpoint that is damaged, or of another model or other arguments; ``CompactionError`` for
+    "prune" where Torch-Pruning is not installed (the extra ``compact`` holds it), a model that does not export, an
+    answer that differs, and a target that cannot be reached.
     """
     check_model(model)
     check_budget(budget_s)
     arguments, say = arguments_of(example_inputs), say_of(progress)
     chosen = steps_of(steps, {"calibration": calibration, "train": train, "validate": validate})
+    check_devices(model, chosen)
     check_method(method, chosen, validate)
     share = share_of(target, chosen)
+    if "prune" in chosen:
+        library()  # where it is missing, that is told before any work
     expected, layers, size = _first_run(model, arguments)
     budget = Budget(budget_s)
     task = task_of(
