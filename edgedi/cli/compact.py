@@ -59,8 +59,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--budget", type=_seconds, dest="budget_s", metavar="SECONDS", help="how long it may take "
                       "(default: as long as training needs)")  # fmt: skip
     made.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="keep what there is, after each step and once "
-                      "a minute; the same command goes on there after a kill")  # fmt: skip
-    made.add_argument("--seed", type=_whole, metavar="N", help="same seed, same result (default 0)")
+                      "a minute; the same command goes on there after a kill, to the same result unless --budget "
+                      "is given")  # fmt: skip
+    made.add_argument("--seed", type=_whole, metavar="N", help="same seed, same result, unless --budget has the clock "
+                      "count the steps of training (default 0)")  # fmt: skip
     made.add_argument("--version", action="version", version=f"edgedi {software_version()}")
     return made
 

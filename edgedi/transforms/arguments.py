@@ -14,7 +14,15 @@ from torch.utils import _pytree as pytree
 
 from edgedi.transforms.data import Data, quartered
 from edgedi.transforms.replace.candidates import RATIOS
-from edgedi.transforms.score import Judge, Metric, answer_to, judge_by_accuracy, judge_by_likeness, judge_by_metric
+from edgedi.transforms.score import (
+    Judge,
+    Metric,
+    answer_to,
+    judge_by_accuracy,
+    judge_by_likeness,
+    judge_by_metric,
+    judging_once,
+)
 from edgedi.transforms.store import Store, digest_of, digest_of_model
 from edgedi.transforms.task import Budget, Loss, Prices, Say, Task
 
@@ -40,6 +48,16 @@ def check_model(model: Any) -> None:
     if training:
         shown = ", ".join(training[:5]) + (f" and {len(training) - 5} more" if len(training) > 5 else "")
         raise ValueError(f"in training mode: {shown}; call model.eval() first")
+
+
+def check_devices(model: nn.Module, steps: Sequence[str]) -> None:
+    """``ValueError`` where a step cannot compute on the devices that the model is on."""
+    away = sorted({str(tensor.device) for tensor in (*model.parameters(), *model.buffers())} - {"cpu"})
+    if away and "prune" in steps:
+        raise ValueError(
+            f"the step 'prune' computes on the CPU, and the model is on {', '.join(away)}: give model.cpu() with inputs"
+            " and data there and move what comes back, or leave the step out of steps"
+        )
 
 
 def check_budget(budget_s: Any) -> None:
@@ -156,11 +174,13 @@ def judged(task: Task, metric: Metric | str, validate: Any, tolerance: float) ->
     task, judge = _with_judge(task, metric, validate)
     if judge is None:
         return task
+    judge, started_s = judging_once(judge), task.budget.used_s
     score = judge(task.original)
     least = score.value - tolerance
     return replace(
-        task, judge=judge, score=score, least_score=least if task.validate is not None else min(LIKENESS, least)
-    )
+        task, judge=judge, judge_s=task.budget.used_s - started_s, score=score,
+        least_score=least if task.validate is not None else min(LIKENESS, least),
+    )  # fmt: skip
 
 
 def _runs_on(model: nn.Module, data: Data) -> None:
@@ -179,6 +199,8 @@ def _with_judge(task: Task, metric: Metric | str, validate: Any) -> tuple[Task, 
         raise ValueError(f'metric is {metric!r}; give "accuracy", or a callable of (model, validate)')
     if task.validate is not None:
         return task, judge_by_metric(metric, validate) if callable(metric) else judge_by_accuracy(task.validate)
+    if callable(metric):
+        raise ValueError("metric is a callable of (model, validate), and there is no validate: pass validate=...")
     if task.calibration is None:
         return task, None
     most, fourth = quartered(task.calibration)
@@ -196,16 +218,18 @@ def train_data(given: Any, num_arguments: int, loss: Loss | None) -> Data:
 
 
 def store_of(
-    checkpoint: Any, model: nn.Module, arguments: tuple[Any, ...], settings: Mapping[str, Any], validate: Data | None
+    checkpoint: Any, model: nn.Module, arguments: tuple[Any, ...], settings: Mapping[str, Any], task: Task
 ) -> Store:
-    """Where a run keeps what it has; ``ValueError`` where that belongs to something else."""
+    """Where a run keeps what it has; ``ValueError`` where that belongs to something else, by ``settings`` and data."""
     if checkpoint is None:
         return Store(None)
     if not isinstance(checkpoint, (str, os.PathLike)):
         raise TypeError(f"checkpoint is a {type(checkpoint).__name__}; give the path of a folder")
     shapes = [getattr(leaf, "shape", leaf) for leaf in pytree.tree_leaves(arguments)]
-    first = None if validate is None else next(iter(validate))
-    seen = None if first is None else (first.arguments, first.labels)
+    first = None if task.validate is None else next(iter(task.validate))
+    judged_by = None if first is None else (first.arguments, first.labels)
+    learnt_from = [None if data is None else data.traits() for data in (task.calibration, task.train)]
+    seen = (judged_by, learnt_from)
     return Store(checkpoint, model=digest_of_model(model), settings=digest_of((settings, shapes, seen)))
 
 

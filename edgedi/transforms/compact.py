@@ -16,6 +16,7 @@ from edgedi.transforms import finished as kept
 from edgedi.transforms.arguments import (
     arguments_of,
     check_budget,
+    check_devices,
     check_method,
     check_model,
     judged,
@@ -29,6 +30,7 @@ from edgedi.transforms.exact.simplify import simplify_step
 from edgedi.transforms.finished import Finished
 from edgedi.transforms.measure import difference, measured
 from edgedi.transforms.prices import Profile, prices_of
+from edgedi.transforms.prune.groups import library
 from edgedi.transforms.prune.prune import prune_step
 from edgedi.transforms.recover.recover import recover_step
 from edgedi.transforms.replace.replace import replace_step
@@ -37,9 +39,10 @@ from edgedi.transforms.score import Metric, Score, forgiving
 from edgedi.transforms.store import Store
 from edgedi.transforms.task import Budget, Loss, Outcome, Point, Say, Task
 
-_NARROWING = {"prune", "scar"}
+NARROWING = {"prune", "scar"}
 """The steps that a target is reached by."""
-
+PRUNING = 0.5
+"""The share of the time left that "prune" may take where a step follows that trains."""
 STEPS: Mapping[str, Callable[[nn.Module, Task], Outcome]] = {
     "simplify": simplify_step,
     "prune": prune_step,
@@ -97,28 +100,38 @@ def compact(
     ``tolerance`` at most. Without it a network must answer as the original does on 97 % of the calibration inputs,
     every fourth of which is kept for that. ``metric`` is "accuracy", or a callable of (model, validate) that gives more
     for a better network; one for which it gives no finite number is too bad. ``budget_s``: the seconds to be used, met
-    within a tenth where there is training to do; a ``target`` is reached however long that takes.
+    within a tenth where there is training to do, to which "prune" leaves a half; a ``target`` is reached however long
+    that takes.
 
     ``cost`` says where to save first: multiplications count the same everywhere ("macs"), or as long as devices were
     measured to take for them, by a ``ClusterProfile`` of this model such as ``session.profile``.
 
     ``checkpoint``: a folder in which a run keeps what it has, after each step and once a minute. Called again with the
-    same arguments, a run that was killed goes on there and ends with the same network as if it had not been.
+    same arguments, a run that was killed goes on there. Without ``budget_s`` it ends with the same network as if it had
+    not been, and so does any run of the same ``seed``; with it, the clock says how many steps a training has.
+    Other data are noticed by type, length and first batch, as far as these are the same each time.
+
+    Steps compute where the model and the data are; "prune" on the CPU only: give ``model.cpu()``, move what comes back.
 
     The copy is of the same class, with smaller layers; its ``compaction`` says what was done, as a table when printed.
     ``progress`` is called with a line per step; by default a terminal shows them.
 
-    Raises ``ValueError`` for a model in training mode, inputs that the model refuses, a step that does not exist or
-    lacks its data, data that are empty or shuffled, and a checkpoint that is damaged, or of another model or other
-    arguments; ``CompactionError`` for a model that does not export, an answer that differs, and a target that is not
-    reached: its ``best`` is the network that came nearest, untrained, and its ``curve`` what scores there are.
+    Raises ``ValueError`` for a model in training mode, one that is not on the CPU and is to be pruned, inputs that the
+    model refuses, a step that does not exist or lacks its data, data that are empty or shuffled, a ``metric`` without
+    ``validate``, and a checkpoint that is damaged, or of another model or other arguments; ``CompactionError`` for
+    "prune" where Torch-Pruning is not installed (the extra ``compact`` holds it), a model that does not export, an
+    answer that differs, and a target that is not reached: its ``best`` is the network that came nearest, untrained, and
+    its ``curve`` what scores there are.
     """
     check_model(model)
     check_budget(budget_s)
     arguments, say = arguments_of(example_inputs), say_of(progress)
     chosen = steps_of(steps, {"calibration": calibration, "train": train, "validate": validate})
+    check_devices(model, chosen)
     check_method(method, chosen, validate)
     share = share_of(target, chosen)
+    if "prune" in chosen:
+        library()  # where it is missing, that is told before any work
     expected, layers, size = _first_run(model, arguments)
     budget = Budget(budget_s)
     task = task_of(
@@ -132,7 +145,7 @@ def compact(
         "method": method, "target": share, "scar_ratio": scar_ratio,
         "prices": dict(task.prices),
     }  # fmt: skip
-    store = store_of(checkpoint, model, arguments, settings, task.validate)
+    store = store_of(checkpoint, model, arguments, settings, task)
     task = replace(
         task, budget=Budget(budget_s, used_s=budget.used_s + store.used_s()),
         narrows="prune" in chosen, judge=task.judge and forgiving(task.judge, say),
@@ -165,10 +178,12 @@ def _carried_out(
         task.say(f"{finished.step.name}: done before, from the checkpoint")
         small, now = finished.again(copy.deepcopy(small), task.arguments), finished.step.after
     for place, name in list(enumerate(chosen))[len(done) :]:
-        if _misses(task, now) and not _NARROWING & set(chosen[place:]):
+        if _misses(task, now) and not NARROWING & set(chosen[place:]):
             break
-        own = store.within(f"{place}-{name}")
-        own_task = replace(task, store=own, recovers="recover" in chosen[place + 1 :])
+        own, later = store.within(f"{place}-{name}"), chosen[place + 1 :]
+        own_task = replace(task, store=own, recovers="recover" in later)
+        if name == "prune" and task.target_macs is None and {"scar", "recover"} & set(later):
+            own_task = replace(own_task, budget=_share(task.budget, done))
         small, finished = _run(name, small, own_task, now, expected)
         done.append(finished)
         kept.save(slot, done)
@@ -179,6 +194,14 @@ def _carried_out(
 
 def _misses(task: Task, size: Size) -> bool:
     return task.target_macs is not None and size.macs > task.target_macs
+
+
+def _share(budget: Budget, done: Sequence[Finished]) -> Budget:
+    """That of the step "prune" where a training follows: the same for a run that goes on after a kill."""
+    if budget.seconds is None:
+        return budget
+    before_s = sum(finished.step.seconds for finished in done)
+    return budget.until(before_s + PRUNING * max(0.0, budget.seconds - before_s))
 
 
 def _run(name: str, model: nn.Module, task: Task, size: Size, expected: Any) -> tuple[nn.Module, Finished]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,13 @@ class Data:
         wanted = "(inputs, labels)" if self._labelled else "inputs, or (inputs, labels)"
         many = "" if self.num_arguments == 1 else f"; inputs are a tuple of {self.num_arguments} arguments"
         raise ValueError(f"{self.name} yields {_described(element)}; each batch must be {wanted}{many}")
+
+    def traits(self) -> tuple[Any, ...]:
+        """By which to tell it from other data: type, length, the first batch's tensors if chance has no part in it."""
+        first, other = (next(self._read(self._elements(), seed)) for seed in (0, 1))
+        leaves = pytree.tree_leaves((first.arguments, first.labels)) if _same(first, other) else []
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        return type(self._given).__qualname__, length_hint(self._given, -1), tensors
 
     def first(self, most: int) -> list[Batch]:
         """Batches that hold the first ``most`` inputs, kept."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from edgedi.transforms.data import Batch, Data
+from edgedi.transforms.store import digest_of_model
 
 Metric = Callable[[nn.Module, Any], float]
 """``metric(model, validate)``: the model in evaluation mode, ``validate`` as the user gave it; more is better."""
@@ -44,6 +45,19 @@ class Score:
 
 Judge = Callable[[nn.Module], Score]
 """Gives any network its score: the same data and metric for all."""
+
+
+def judging_once(judge: Judge) -> Judge:
+    """``judge``, but a network that it has seen is known by its class and weights, and takes no time again."""
+    scores: dict[str, Score] = {}
+
+    def known(model: nn.Module) -> Score:
+        digest = digest_of_model(model)
+        if digest not in scores:
+            scores[digest] = judge(model)
+        return scores[digest]
+
+    return known
 
 
 def judge_by_accuracy(data: Data) -> Judge:

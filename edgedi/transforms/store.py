@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-VERSION = 3
+VERSION = 4
 EVERY_S = 45.0
 """A computation under way is written this often: at most a minute of work is lost."""
 
@@ -149,13 +149,15 @@ def digest_of_model(model: nn.Module) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """Of plain values, tensors and callables in lists, tuples and dicts; a callable counts by its name."""
+    """Of plain values, tensors, modules and callables in lists, tuples and dicts; a callable counts by its name."""
     sha = hashlib.sha256()
     leaves, structure = pytree.tree_flatten(value)
     sha.update(str(structure).encode())
     for leaf in leaves:
         if isinstance(leaf, torch.Tensor):
             _add(sha, "", leaf)
+        elif isinstance(leaf, nn.Module):
+            sha.update(digest_of_model(leaf).encode())
         else:
             named = getattr(leaf, "__qualname__", type(leaf).__qualname__) if callable(leaf) else repr(leaf)
             sha.update(named.encode() + b"\0")

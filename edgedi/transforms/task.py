@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,6 +49,16 @@ class Budget:
         given = [value for value in (seconds, left_s) if value is not None]
         return Budget(min(given, default=None), self._clock)
 
+    def but(self, seconds: float) -> Budget:
+        """What is left, by the same clock, but for the last ``seconds``, which something else needs."""
+        return self.part(None if self.seconds is None else max(0.0, self.left_s - seconds))
+
+    def until(self, second: float) -> Budget:
+        """The same seconds from the same start, ending at ``second`` at the latest."""
+        ending = copy.copy(self)
+        ending.seconds = second if self.seconds is None else min(second, self.seconds)
+        return ending
+
 
 class Edit(Protocol):
     """One change of a network's structure, as a value: kept in a checkpoint, and done again when a run goes on.
@@ -85,6 +96,8 @@ class Task:
     validate: Data | None = None
     judge: Judge | None = None
     """By ``validate`` and the metric; without ``validate`` by likeness to the original on ``calibration``."""
+    judge_s: float = 0.0
+    """Seconds that a judgement takes, as the original's did: whoever judges after a training leaves time for it."""
     score: Score | None = None
     """Of the original."""
     least_score: float = float("-inf")

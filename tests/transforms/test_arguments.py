@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from edgedi.errors import CompactionError
 from edgedi.transforms import compact as module
 from edgedi.transforms.compact import compact
 from edgedi.transforms.task import Outcome, Task
@@ -32,6 +34,7 @@ def linear() -> nn.Module:
         ({"tolerance": "1 %"}, "tolerance is '1 %'"),
         ({"validate": [(X, Y)], "metric": "recall"}, "metric is 'recall'; give \"accuracy\", or a callable"),
         ({"metric": "recall"}, "metric is 'recall'"),
+        ({"metric": lambda m, v: 1.0}, r"metric is a callable of .*, and there is no validate: pass validate=\.\.\."),
         ({"validate": [(X, Y)], "metric": lambda m, v: float("nan")}, "metric gave nan; it must give a finite number"),
         ({"validate": []}, "validate is empty"),
         ({"validate": X}, r"validate yields tensors of shape \[6, 3\]; each batch must be \(inputs, labels\)"),
@@ -63,6 +66,26 @@ def test_a_wrong_argument_is_named(arguments: dict[str, Any], message: str):
 def test_an_argument_of_a_wrong_type(arguments: dict[str, Any], message: str):
     with pytest.raises(TypeError, match=message):
         compact(linear(), X, **arguments)
+
+
+def test_a_model_elsewhere_than_prune_computes():
+    model = linear().to("meta")
+    message = (
+        r"the step 'prune' computes on the CPU, and the model is on meta: give model\.cpu\(\) with inputs and data"
+    )
+    with pytest.raises(ValueError, match=message):
+        compact(model, X.to("meta"), calibration=X)
+    with pytest.raises(ValueError, match=message):
+        compact(model, X.to("meta"), steps=("prune",), train=[(X, Y)])
+
+
+def test_without_torch_pruning_nothing_is_begun(task: list[Task], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(CompactionError, match=r"pip install 'edgedi\[compact\]', or leave the step out of steps"):
+        compact(linear(), X, calibration=X)
+    assert task == []
+    compact(linear(), X, train=[(X, Y)], steps=("simplify", "recover"))
+    assert len(task) == 2
 
 
 def test_validation_that_shuffles():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from edgedi.transforms.data import Data
-from edgedi.transforms.score import Score, forgiving, judge_by_accuracy, judge_by_likeness, judge_by_metric
+from edgedi.transforms.score import (
+    Score,
+    forgiving,
+    judge_by_accuracy,
+    judge_by_likeness,
+    judge_by_metric,
+    judging_once,
+)
 
 LOGITS = torch.eye(4)
 
@@ -174,3 +182,18 @@ def test_likeness_of_several_answers():
     x = torch.tensor([[1.0], [3.0]])
     judge = judge_by_likeness(Both(0.0), Data([x], "calibration", labelled=False))
     assert judge(Both(1.0)).value == pytest.approx(1 - 2 / 4)
+
+
+def test_a_network_is_judged_once_and_again_when_its_weights_are_others():
+    judged: list[float] = []
+
+    def judge(model: nn.Module) -> Score:
+        judged.append(float(model.weight.detach().sum()))
+        return Score(value=judged[-1])
+
+    once, model = judging_once(judge), nn.Linear(2, 2)
+    nn.init.ones_(model.weight)
+    assert [once(model).value, once(copy.deepcopy(model)).value] == [4.0, 4.0]
+    nn.init.zeros_(model.weight)
+    assert [once(model).value, once(model).value] == [0.0, 0.0]
+    assert judged == [4.0, 0.0]

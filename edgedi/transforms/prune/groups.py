@@ -44,7 +44,8 @@ def groups_of(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[tuple[Group
     return good, tuple(left_alone)
 
 
-def _library() -> ModuleType:
+def library() -> ModuleType:
+    """Torch-Pruning; ``CompactionError`` where it is missing."""
     try:
         import torch_pruning
     except ImportError as error:
@@ -72,11 +73,11 @@ def _float(leaf: Any) -> Any:
 
 def _dependencies(model: nn.Module, arguments: tuple[Any, ...]) -> Iterator[tuple[str, Group | str]]:
     """The name of the first layer of each group, and the group, or why there is none."""
-    library, graph = _library(), None
+    pruning, graph = library(), None
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
         try:
-            graph = library.DependencyGraph().build_dependency(
+            graph = pruning.DependencyGraph().build_dependency(
                 model, arguments, forward_fn=lambda network, given: network(*given), verbose=False
             )
         except Exception as error:  # the library guesses at what it does not know, and may fail anywhere
@@ -91,7 +92,7 @@ def _dependencies(model: nn.Module, arguments: tuple[Any, ...]) -> Iterator[tupl
             if not rest:
                 continue
             try:
-                items = _items(library, graph, root, rest)
+                items = _items(pruning, graph, root, rest)
                 made = _group(name, items, names)
             except _GivenOut:
                 continue
@@ -112,14 +113,14 @@ def _is_mixing(module: Any) -> bool:
 _MIXING = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
 
-def _items(library: Any, graph: Any, root: nn.Module, channels: list[int]) -> list[tuple[Any, bool, Any, Any]]:
+def _items(pruning: Any, graph: Any, root: nn.Module, channels: list[int]) -> list[tuple[Any, bool, Any, Any]]:
     """Of each layer or operator in the group: it, whether it reads, its channels and the root's that they go with."""
     pruner = graph.get_pruner_of_module(root)
     group = graph.get_pruning_group(root, pruner.prune_out_channels, channels)
     found = []
     for item in group.items:
         module, kind = item.dep.target.module, item.dep.target.type
-        if kind == library.ops.OPTYPE.OUTPUT:
+        if kind == pruning.ops.OPTYPE.OUTPUT:
             raise _GivenOut
         out = graph.is_out_channel_pruning_fn(item.dep.handler)
         found.append((module, not out, item.idxs, item.root_idxs))

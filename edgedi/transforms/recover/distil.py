@@ -25,6 +25,8 @@ from edgedi.transforms.task import Budget, Loss, Say
 
 FIRST_BATCHES = 8
 """So many batches show what the normalisations put back must know."""
+SCORING = 0.1
+"""The share of a training's seconds that scores on the way may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +184,7 @@ def distil(
     seed: int = 0,
     say: Say = _quiet,
     judge: Judge | None = None,
+    judge_s: float = 0.0,
     slot: Slot = NO_SLOT,
 ) -> Trained:
     """A copy of ``student``, trained towards the answers of ``teacher``, the original.
@@ -191,8 +194,9 @@ def distil(
 
     The training has ``num_steps`` steps, or as many as fit into ``budget``: they are timed, and counted anew on the
     way. ``loss(outputs, labels)``: what the labels of ``data`` say, besides; of classes it is known. ``judge``: scores
-    for the lines of progress. ``slot``: where it is kept what there is so far, at least once a minute. The same seed
-    and the same number of steps give the same weights, also where a training goes on from ``slot``.
+    for the lines of progress but the last, fewer of them where one takes long: ``judge_s``. The result itself is not
+    scored. ``slot``: where it is kept what there is so far, at least once a minute. The same seed and the same number
+    of steps give the same weights, also where a training goes on from ``slot``.
     """
     if (num_steps is None) == (budget is None):
         raise ValueError("give num_steps or budget, and not both")
@@ -203,11 +207,12 @@ def distil(
     clock = budget or Budget(None)
     schedule = Schedule(**saved["schedule"]).resumed(clock.used_s)
     reader, start = Reader(data, seed, **saved["place"]), (schedule.step, clock.used_s)
+    scores = _Scores(judge, judge_s if budget else 0.0, clock)
     while not schedule.done:
         value = training.step(reader.next(), schedule, generator_of(seed, "step", schedule.step))
         before, schedule = schedule, schedule.after_step()
         if schedule.part > before.part:
-            score = judge(training.average) if judge else None
+            score = None if schedule.done else scores.of(training.average)
             say(_line(schedule, value, score, _left_s(schedule, start, clock.used_s)))
         if budget is not None and schedule.is_to_be_timed(before):
             schedule = schedule.timed(budget.used_s, budget.left_s)
@@ -215,6 +220,21 @@ def distil(
             state = {"schedule": asdict(schedule), "place": reader.place, "training": training.state()}
             slot.save(state)
     return Trained(model=training.result(), num_steps=schedule.step)
+
+
+class _Scores:
+    """Of the network under training, as often as time allows."""
+
+    def __init__(self, judge: Judge | None, judge_s: float, clock: Budget) -> None:
+        self._judge, self._clock = judge, clock
+        self._every_s, self._scored_s = judge_s / SCORING, clock.used_s
+
+    def of(self, model: nn.Module) -> Score | None:
+        if self._judge is None or self._clock.used_s - self._scored_s < self._every_s:
+            return None
+        score = self._judge(model)
+        self._scored_s = self._clock.used_s
+        return score
 
 
 def _line(schedule: Schedule, loss: float, score: Score | None, left_s: float) -> str:

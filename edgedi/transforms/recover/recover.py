@@ -21,6 +21,11 @@ from edgedi.transforms.task import Budget, Edit, Outcome, Point, Task
 STEPS_WITHOUT_BUDGET = 1000
 """So many steps has a training where ``budget_s`` is not given."""
 
+REST = 0.05
+"""The share of the budget that a search may leave unused."""
+TRIAL = 4.0
+"""A network is tried where there are so many times the seconds that judging it takes."""
+
 NarrowBy = Callable[[nn.Module, Task, int], Outcome]
 """``narrow(model, task, macs)``: the network with narrower layers, which costs about ``macs``."""
 
@@ -68,13 +73,14 @@ def recover(model: nn.Module, task: Task, narrow: NarrowBy | None) -> Outcome:
 
 def _trained(model: nn.Module, task: Task) -> Outcome:
     """``model`` trained for what is left of the budget; as it came where that made it no better."""
+    before = task.judge(model).value if task.judge else None
     trained = _distilled(model, task, task.budget, task.store.slot("training"))
     if trained is None:
         return Outcome(model=model, note=_FAILED)
     small, num_steps = trained.model, trained.num_steps
-    if task.judge is None:
+    if task.judge is None or before is None:
         return Outcome(model=small, num_steps=num_steps)
-    before, after = task.judge(model).value, task.judge(small).value
+    after = task.judge(small).value
     curve = (Point(macs=_macs(model, task), score=before, step="before training"),)
     if after < before:
         return Outcome(model=model, note=f"training was of no use: {before:.4g} -> {after:.4g}", curve=curve)
@@ -92,13 +98,22 @@ def _smallest(model: nn.Module, task: Task, narrow: NarrowBy) -> Outcome:
     if not last.trials:  # no time to look for what could go, or nothing that could
         return _trained(model, task)
     held = sum(trial.held for trial in last.trials)
-    return Outcome(
+    found = Outcome(
         model=last.held.model,
         edits=last.held.edits,
         num_steps=last.held.num_steps,
         note=f"of {len(last.trials)} networks trained, {held} scored enough",
         curve=last.curve,
     )
+    budget = task.budget
+    return found if budget.seconds is None or budget.left_s <= REST * budget.seconds else _longer(found, task)
+
+
+def _longer(found: Outcome, task: Task) -> Outcome:
+    """The end of a search that took less than its time: its network is trained for what is left."""
+    trained = _trained(found.model, task)
+    note = f"{found.note}; {trained.note}" if trained.note else found.note
+    return replace(found, model=trained.model, num_steps=found.num_steps + trained.num_steps, note=note)
 
 
 def _further(search: Search, start: int, task: Task, narrow: NarrowBy, slot: Slot) -> Search | None:
@@ -135,11 +150,11 @@ def _cut(search: Search, start: int, task: Task, narrow: NarrowBy) -> Search | N
     Narrowing has a share of the time by itself, so that it leaves the training that follows its own.
     """
     macs, budget = next_macs(start, search.trials), task.budget
-    if macs is None or budget.left_s <= 0:
+    if macs is None or budget.left_s <= TRIAL * task.judge_s:
         return None
     if task.judge is not None and task.judge(search.held.model).value < task.least_score:
         # What came in does not score enough: it is trained as it is, and cut further only if that helps.
-        return None if search.trials else _timed(replace(search, tried=search.held), budget)
+        return None if search.trials else _timed(replace(search, tried=search.held), task)
     try:
         within = replace(task, budget=budget.part(share_of(budget.left_s, search.trials)))
         outcome = narrow(search.held.model, within, macs)
@@ -148,25 +163,27 @@ def _cut(search: Search, start: int, task: Task, narrow: NarrowBy) -> Search | N
     if _macs(outcome.model, task) >= _macs(search.held.model, task):
         return None
     tried = replace(search.held, model=outcome.model, edits=(*search.held.edits, *outcome.edits))
-    return _timed(replace(search, tried=tried), budget)
+    return _timed(replace(search, tried=tried), task)
 
 
-def _timed(search: Search, budget: Budget) -> Search:
-    """With the end of the training that begins now."""
+def _timed(search: Search, task: Task) -> Search:
+    """With the end of the trial that begins now: a training, and the judgement of what it made."""
+    budget = task.budget
     if budget.seconds is None:
         return replace(search, until_s=None)
-    return replace(search, until_s=budget.used_s + share_of(budget.left_s, search.trials))
+    seconds = max(share_of(budget.left_s, search.trials), TRIAL * task.judge_s)
+    return replace(search, until_s=budget.used_s + seconds)
 
 
 def _distilled(model: nn.Module, task: Task, budget: Budget, slot: Slot) -> Trained | None:
-    """``model`` trained; ``None`` where that failed."""
+    """``model`` trained, with time left to judge it; ``None`` where that failed."""
     assert task.train is not None
     endless = budget.seconds is None
     try:
         return distil(
             model, task.original, task.train, num_steps=STEPS_WITHOUT_BUDGET if endless else None,
-            budget=None if endless else budget, loss=task.loss, seed=task.seed, judge=task.judge, slot=slot,
-            say=lambda line: task.say(f"recover: {line}"),
+            budget=None if endless else budget.but(task.judge_s), loss=task.loss, seed=task.seed, judge=task.judge,
+            judge_s=task.judge_s, slot=slot, say=lambda line: task.say(f"recover: {line}"),
         )  # fmt: skip
     except CompactionError as error:
         task.say(f"recover: {error}")

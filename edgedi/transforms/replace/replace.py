@@ -87,8 +87,9 @@ def _asked_for(model: nn.Module, order: Sequence[Option], progress: Progress, ta
     found = Trained(model=with_blocks(model, ratios, progress.fits))
     if not task.recovers and task.budget.left_s > 0:
         student = with_blocks(model, ratios, progress.fits)
+        before = task.judge(found.model).value if task.judge else None  # a training leaves time to judge once
         trained = _trained(student, task, replace(progress, until_s=None), train, "replace-target")
-        worse = task.judge is not None and task.judge(trained.model).value < task.judge(found.model).value
+        worse = task.judge is not None and before is not None and task.judge(trained.model).value < before
         found = found if worse else trained
     note, edits = _note(ratios, progress.fits), (Replace(ratios=ratios),)
     return Outcome(model=found.model, edits=edits, num_steps=found.num_steps, note=note)
@@ -144,8 +145,8 @@ def _distilled(student: nn.Module, task: Task, budget: Budget, slot: Slot) -> Tr
     assert data is not None
     return distil(
         student, task.original, data, num_steps=STEPS_WITHOUT_BUDGET if endless else None,
-        budget=None if endless else budget, loss=task.loss, seed=task.seed, judge=task.judge, slot=slot,
-        say=lambda line: task.say(f"scar: {line}"),
+        budget=None if endless else budget.but(task.judge_s), loss=task.loss, seed=task.seed, judge=task.judge,
+        judge_s=task.judge_s, slot=slot, say=lambda line: task.say(f"scar: {line}"),
     )  # fmt: skip
 
 

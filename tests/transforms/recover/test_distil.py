@@ -202,7 +202,7 @@ def test_lines_of_progress_tell_score_and_time_left(original: nn.Module, damaged
     )  # fmt: skip
     assert len(lines) == 10
     assert re.fullmatch(r"step 96 of 188, loss \d\S*, score 50.00% \[40.38%, 59.62%\], 92 s left", lines[4])
-    assert re.fullmatch(r"step 188 of 188, loss \d\S*, score 50.00% \[40.38%, 59.62%\], 0 s left", lines[9])
+    assert re.fullmatch(r"step 188 of 188, loss \d\S*, 0 s left", lines[9])
 
 
 @pytest.mark.parametrize("each_s", [0.5, 1.0, 3.0])
@@ -224,6 +224,24 @@ def test_time_of_scoring_is_part_of_the_budget(original: nn.Module, damaged: nn.
         return Score(value=0.0)
 
     distil(damaged, original, data, budget=Budget(300.0, clock), judge=judge)
+    assert 0.9 * 300 <= clock.now_s - started_s <= 1.1 * 300
+
+
+@pytest.mark.parametrize(("judge_s", "times"), [(1.0, 9), (5.0, 4), (12.0, 1), (40.0, 0)])
+def test_scores_on_the_way_take_a_tenth_of_the_time_at_most(
+    original: nn.Module, damaged: nn.Module, judge_s: float, times: int
+):
+    clock, scored = Clock(), list[float]()
+    data = train_data(clock=clock)
+    started_s = clock.now_s
+
+    def judge(model: nn.Module) -> Score:
+        clock.now_s += judge_s
+        scored.append(judge_s)
+        return Score(value=0.0)
+
+    distil(damaged, original, data, budget=Budget(300.0, clock), judge=judge, judge_s=judge_s)
+    assert len(scored) == times
     assert 0.9 * 300 <= clock.now_s - started_s <= 1.1 * 300
 
 

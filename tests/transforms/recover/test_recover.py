@@ -207,7 +207,7 @@ def test_the_budget_is_met(folded: nn.Module, task_of: Callable[..., Task]):
     task = task_of(judge=by_width(5), least_score=1.0, train=data, budget=Budget(240.0, clock))
     outcome = recover(folded, task, narrow_to)
     assert outcome.model[0].out_channels == 5
-    assert 0.8 * 240 <= clock.now_s - started_s <= 1.1 * 240
+    assert 0.9 * 240 <= clock.now_s - started_s <= 1.1 * 240
 
 
 def test_a_training_has_its_time_however_long_narrowing_took(
@@ -298,7 +298,7 @@ def test_with_pruning_among_the_steps_it_narrows_further(original: nn.Module, op
 @pytest.mark.parametrize(
     ("kill_after", "pruned"),
     [
-        (3, False),
+        (5, False),  # four of them before any step
         pytest.param(15, False, marks=pytest.mark.slow),
         (20, True),
         pytest.param(70, True, marks=pytest.mark.slow),
@@ -334,19 +334,24 @@ def test_a_killed_compact_goes_on(
 
 def test_the_checkpoint_of_another_run(original: nn.Module, options: dict[str, Any], tmp_path: Path):
     given = {**options, "steps": ("simplify",), "checkpoint": str(tmp_path)}
+    given |= {"calibration": X, "train": batches_of(*blobs()), "loss": nn.CrossEntropyLoss()}
     compact(original, X, **given)
     other = copy.deepcopy(original)
     with torch.no_grad():
         other[0].weight[0, 0, 0, 0] += 1
     with pytest.raises(ValueError, match=r"finished\.pt is of another model"):
         compact(other, X, **given)
-    data = batches_of(*blobs(300, seed=2))
+    data, weighted = batches_of(*blobs(300, seed=2)), nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]))
     for changed in (
         {"seed": 1}, {"tolerance": 0.1}, {"steps": ()}, {"validate": data}, {"metric": lambda model, validate: 0.5},
-        {"loss": nn.functional.mse_loss},
+        {"loss": nn.functional.mse_loss}, {"loss": weighted}, {"calibration": None}, {"calibration": X + 1},
+        {"train": data}, {"train": batches_of(*blobs(seed=2))}, {"train": Batches(batches_of(*blobs()))},
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"finished\.pt is of a run with other arguments; remove the folder"):
             compact(original, X, **{**given, **changed})
+    lines: list[str] = []
+    compact(original, X, **{**given, "loss": nn.CrossEntropyLoss(), "calibration": X.clone(), "progress": lines.append})
+    assert lines == ["simplify: done before, from the checkpoint"]
     (tmp_path / "finished.pt").write_bytes(b"")
     with pytest.raises(ValueError, match=r"finished\.pt is damaged"):
         compact(original, X, **given)
