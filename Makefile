@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 RUN     = $(VENV)/bin/python -m
+# Two files of tests at a time, each in a process with one thread of its own.
+TEST    = OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses=2 --dist=loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo bench test test-all check clean
@@ -17,10 +19,10 @@ bench: $(VENV)/.edgedi-demo $(VENV)/.edgedi-openvino $(VENV)/.edgedi-onnxruntime
 	$(RUN) bench.run
 
 test: $(VENV)/.edgedi-test ## run the tests, real worker processes included (under 20 minutes on 2 cores)
-	$(RUN) pytest --numprocesses=2 --dist=loadfile --durations=10
+	$(TEST) --durations=10
 
 test-all: $(VENV)/.edgedi-test ## run every test, the slow ones too, and every network: docs/exactness.md
-	$(RUN) pytest --numprocesses=2 --dist=loadfile --durations=20 -m ''
+	$(TEST) --durations=20 -m ''
 	$(RUN) tests.exactness_report
 
 check: $(VENV)/.edgedi-test ## check format, lint and types, run the fast tests

@@ -18,7 +18,8 @@ from typing import IO
 from edgedi.errors import WorkerLost
 
 log = logging.getLogger("edgedi.worker")
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0
+"""Importing torch takes a busy small device long; a worker that ends instead is noticed at once."""
 _STOP_TIMEOUT_S = 5.0
 
 
