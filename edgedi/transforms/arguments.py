@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from edgedi.transforms.data import Data, quartered
+from edgedi.transforms.prune.groups import library
 from edgedi.transforms.replace.candidates import RATIOS
 from edgedi.transforms.score import (
     Judge,
@@ -50,14 +51,15 @@ def check_model(model: Any) -> None:
         raise ValueError(f"in training mode: {shown}; call model.eval() first")
 
 
-def check_devices(model: nn.Module, steps: Sequence[str]) -> None:
-    """``ValueError`` where a step cannot compute on the devices that the model is on."""
+def check_prunable(model: nn.Module) -> None:
+    """``ValueError`` for a model that is not on the CPU, ``CompactionError`` where Torch-Pruning is missing."""
     away = sorted({str(tensor.device) for tensor in (*model.parameters(), *model.buffers())} - {"cpu"})
-    if away and "prune" in steps:
+    if away:
         raise ValueError(
             f"the step 'prune' computes on the CPU, and the model is on {', '.join(away)}: give model.cpu() with inputs"
             " and data there and move what comes back, or leave the step out of steps"
         )
+    library()
 
 
 def check_budget(budget_s: Any) -> None:

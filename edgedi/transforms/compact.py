@@ -16,9 +16,9 @@ from edgedi.transforms import finished as kept
 from edgedi.transforms.arguments import (
     arguments_of,
     check_budget,
-    check_devices,
     check_method,
     check_model,
+    check_prunable,
     judged,
     say_of,
     share_of,
@@ -30,7 +30,6 @@ from edgedi.transforms.exact.simplify import simplify_step
 from edgedi.transforms.finished import Finished
 from edgedi.transforms.measure import difference, measured
 from edgedi.transforms.prices import Profile, prices_of
-from edgedi.transforms.prune.groups import library
 from edgedi.transforms.prune.prune import prune_step
 from edgedi.transforms.recover.recover import recover_step
 from edgedi.transforms.replace.replace import replace_step
@@ -127,11 +126,10 @@ def compact(
     check_budget(budget_s)
     arguments, say = arguments_of(example_inputs), say_of(progress)
     chosen = steps_of(steps, {"calibration": calibration, "train": train, "validate": validate})
-    check_devices(model, chosen)
     check_method(method, chosen, validate)
     share = share_of(target, chosen)
     if "prune" in chosen:
-        library()  # where it is missing, that is told before any work
+        check_prunable(model)
     expected, layers, size = _first_run(model, arguments)
     budget = Budget(budget_s)
     task = task_of(
@@ -158,10 +156,8 @@ def compact(
         score=task.score,
         curve=_curve(task.score, size, done),
     )
-    if _misses(task, done[-1].step.after if done else size):
-        assert task.target_macs is not None
-        report = small.compaction
-        raise CompactionError(missed(report, task.target_macs), best=small, curve=report.curve)
+    if task.target_macs is not None and _misses(task, done[-1].step.after):
+        raise CompactionError(missed(small.compaction, task.target_macs), best=small, curve=small.compaction.curve)
     return small
 
 

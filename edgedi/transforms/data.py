@@ -22,6 +22,16 @@ MOST_KEPT = 1024
 _END = object()
 
 
+FEATURE_MAPS = 4
+"""Dimensions of [batch, channels, rows, columns]."""
+
+
+def maps_channels_last(leaf: Any) -> Any:
+    """Feature maps in the layout in which processors compute convolutions in less time; anything else as it is."""
+    is_map = isinstance(leaf, Tensor) and leaf.dim() == FEATURE_MAPS
+    return leaf.contiguous(memory_format=torch.channels_last) if is_map else leaf
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Arguments of the model, and what belongs to them; ``labels`` is ``None`` where there are none."""

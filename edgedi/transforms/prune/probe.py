@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from edgedi.transforms.data import maps_channels_last
 from edgedi.transforms.prune.cut import layers_of
 from edgedi.transforms.prune.watch import Call, Watch
 
@@ -17,8 +18,6 @@ INPUTS = 24
 """Inputs that a change is tried on."""
 MEMORY_BYTES = 2**30
 """For outputs of layers, kept so that what runs before a changed layer is not computed again; the first that fit."""
-FEATURE_MAPS = 4
-"""Dimensions of [batch, channels, rows, columns]: convolutions of these are faster channels last."""
 
 
 class Probe:
@@ -79,7 +78,4 @@ class Probe:
 
 def _some(leaf: Any) -> Any:
     """The first ``INPUTS`` of a tensor."""
-    if not isinstance(leaf, Tensor):
-        return leaf
-    first = leaf[:INPUTS]
-    return first.contiguous(memory_format=torch.channels_last) if first.dim() == FEATURE_MAPS else first
+    return maps_channels_last(leaf[:INPUTS] if isinstance(leaf, Tensor) else leaf)

@@ -9,11 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from edgedi.transforms.data import Batch
+from edgedi.transforms.data import FEATURE_MAPS, Batch, maps_channels_last
 from edgedi.transforms.score import is_classes
-
-FEATURE_MAPS = 4
-"""Dimensions of [batch, channels, rows, columns]."""
 
 
 def channels_last(model: nn.Module) -> nn.Module:
@@ -35,12 +32,7 @@ def _laid_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:
 
 def batch_channels_last(batch: Batch) -> Batch:
     """Its arguments in the layout of ``channels_last``."""
-
-    def laid_out(leaf: Any) -> Any:
-        is_map = isinstance(leaf, Tensor) and leaf.dim() == FEATURE_MAPS
-        return leaf.contiguous(memory_format=torch.channels_last) if is_map else leaf
-
-    return Batch(pytree.tree_map(laid_out, batch.arguments), batch.labels)
+    return Batch(pytree.tree_map(maps_channels_last, batch.arguments), batch.labels)
 
 
 def has_bfloat16(device: torch.device) -> bool:
