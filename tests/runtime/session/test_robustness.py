@@ -448,24 +448,25 @@ def home_bytes(session: Any) -> int:
 
 
 def resident_bytes(process_id: int) -> int:
-    pages = int(Path(f"/proc/{process_id}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    """Memory of a process's own: pages of libraries, which come and go with the machine's memory, are not counted."""
+    _, resident, shared, *_ = Path(f"/proc/{process_id}/statm").read_text().split()
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads resident memory from Linux's /proc")
 def test_memory_does_not_grow_over_2000_requests(workers: LocalWorkers) -> None:
+    """What leaks grows in each third; an allocator that takes a reserve once, in a process of 1,000 tests, does not."""
     model, x = small(), image()
     processes = [*workers.process_ids, os.getpid()]
     with distribute(model, x, workers.addresses, profile=two_devices(), planner="equal") as session:
-        for _ in session.stream([x] * 200):
-            pass
-        before = [resident_bytes(process) for process in processes]
-        for _ in session.stream([x] * 1_800):
-            pass
-        after = [resident_bytes(process) for process in processes]
+        resident = []
+        for requests in (200, 600, 600, 600):
+            for _ in session.stream([x] * requests):
+                pass
+            resident.append([resident_bytes(process) for process in processes])
         assert session.statistics().local_answers == 0
-    growth = [b - a for a, b in zip(before, after, strict=True)]
-    assert max(growth) < 5_000_000, growth
+    growth = [[b - a for a, b in itertools.pairwise(of_one)] for of_one in zip(*resident, strict=True)]
+    assert all(min(of_one) < 500_000 for of_one in growth), growth
 
 
 def test_memory_does_not_grow_over_sessions(workers: LocalWorkers) -> None:
