@@ -38,6 +38,7 @@ from bench.bars import CASES, FAIL, PASS, PLANNER, file_stem
 from edgedi.bench.cores import deal
 from edgedi.bench.engine_contender import EngineContender, EngineFailed, save_tensors
 from edgedi.bench.networks import load_network
+from edgedi.bench.testbed.spec import WARM
 
 MOST_OVER = 1.1
 """The bound against the engine's time for a slice."""
@@ -138,7 +139,15 @@ def _device(participant: str) -> int:
 
 
 def engine_seconds(
-    engine: str, model: str, shape: Sequence[int], num_slices: int, *, at_once: int, slowdown: float, rounds: int
+    engine: str,
+    model: str,
+    shape: Sequence[int],
+    num_slices: int,
+    *,
+    at_once: int,
+    slowdown: float,
+    warm: bool,
+    rounds: int,
 ) -> tuple[float, float]:
     """(whole input on one core, a slice of its rows on each of ``at_once`` cores), medians of alternating turns."""
     torch.manual_seed(0)
@@ -150,7 +159,7 @@ def engine_seconds(
             place = Path(folder) / name
             place.mkdir()
             tensors = save_tensors(network, [(torch.rand(*shape[:2], height, shape[3]),)], place)
-            made = EngineContender(engine, model, tensors, cores, 1, slowdown=slowdown)
+            made = EngineContender(engine, model, tensors, cores, 1, slowdown=slowdown, warm=warm)
             stack.callback(made.close)
             made.wait()
             return made
@@ -175,8 +184,9 @@ def limits(folders: Sequence[Path], engine: str, rounds: int) -> list[Limit]:
         num, model, shape = len(devices) or settings["num_local"], settings["model"], settings["shapes"][0]
         try:
             whole_s, slice_s = engine_seconds(
-                engine, model, shape, num, at_once=1 if devices else num, slowdown=slowdowns.pop(), rounds=rounds
-            )
+                engine, model, shape, num, at_once=1 if devices else num, slowdown=slowdowns.pop(),
+                warm=(settings["testbed"] or {}).get("work") == WARM, rounds=rounds,
+            )  # fmt: skip
         except EngineFailed as error:  # an eighth of 224 rows is too little for the pools of VGG-16
             print(f"{stem}: left out, as the network refuses 1/{num} of the rows: {error}", file=sys.stderr)
             continue

@@ -183,8 +183,10 @@ class _Run:
         """The engine, ready; ``None`` if it cannot take this network, which is said and noted."""
         settings = self._settings
         self._teller.say(f"{name}: preparing, in a process of its own")
-        slowdown = settings.testbed.least_slowdown if settings.testbed else 1.0
-        engine = EngineContender(name, settings.model, tensors, self._cores, settings.threads, slowdown=slowdown)
+        engine = EngineContender(
+            name, settings.model, tensors, self._cores, settings.threads,
+            slowdown=settings.slowdown, warm=settings.counts_warm,
+        )  # fmt: skip
         self._stack.callback(engine.close)
         self._process_ids.append(engine.process_id)
         try:

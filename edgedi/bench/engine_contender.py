@@ -32,11 +32,20 @@ class EngineFailed(EdgediError):
 class EngineContender:
     """Starts the process; ``wait`` until it is ready; ``close`` it. Times are the engine's own, without the pipe.
 
-    With a ``slowdown`` above 1 they are those of an emulated device: the engine's processor time, times so much.
+    With a ``slowdown`` above 1 they are those of an emulated device: the engine's processor time, times so much. With
+    ``warm`` that is measured before the first request, as programs of such devices are rehearsed, and counts for each.
     """
 
     def __init__(
-        self, engine: str, model: str, tensors: Path, cores: Sequence[int], threads: int, *, slowdown: float = 1.0
+        self,
+        engine: str,
+        model: str,
+        tensors: Path,
+        cores: Sequence[int],
+        threads: int,
+        *,
+        slowdown: float = 1.0,
+        warm: bool = False,
     ) -> None:
         self.name = engine
         self.version = self.precision = ""
@@ -47,8 +56,9 @@ class EngineContender:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words, text=True,
         )  # fmt: skip
         self._tell(
-            engine=engine, model=model, tensors=str(tensors), cores=list(cores), threads=threads, slowdown=slowdown
-        )
+            engine=engine, model=model, tensors=str(tensors), cores=list(cores), threads=threads,
+            slowdown=slowdown, warm=warm,
+        )  # fmt: skip
 
     @property
     def process_id(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgedi.bench.testbed.spec import Spec
+from edgedi.bench.testbed.spec import WARM, Spec
 
 ENGINE_NAMES = ("eager", "openvino", "onnxruntime", "inductor")
 """What ``--against`` accepts. OpenVINO's own default precision takes part by itself, beside OpenVINO in float32."""
@@ -51,6 +51,16 @@ class Settings:
         if self.testbed is not None:
             return len(self.testbed.devices)
         return len(self.workers) + self.share if self.workers else self.num_local
+
+    @property
+    def slowdown(self) -> float:
+        """Of the device that engines are compared on."""
+        return self.testbed.least_slowdown if self.testbed is not None else 1.0
+
+    @property
+    def counts_warm(self) -> bool:
+        """Whether work counts what it takes with warm caches, and not what it does in its place."""
+        return self.testbed is not None and self.testbed.work == WARM
 
     @property
     def wanted_engines(self) -> tuple[str, ...]:

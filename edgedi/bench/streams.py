@@ -261,8 +261,10 @@ class _Run:
     def _start(self, name: str, tensors: Path, cores: Sequence[int]) -> EngineContender:
         settings = self._settings
         self._teller.say(f"{name}: preparing, in a process of its own")
-        slowdown = settings.testbed.least_slowdown if settings.testbed else 1.0
-        engine = EngineContender(name, settings.model, tensors, cores, settings.threads, slowdown=slowdown)
+        engine = EngineContender(
+            name, settings.model, tensors, cores, settings.threads,
+            slowdown=settings.slowdown, warm=settings.counts_warm,
+        )  # fmt: skip
         self._stack.callback(engine.close)
         engine.wait()
         return engine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -37,10 +38,13 @@ def started(tmp_path: Path) -> Iterator[list[EngineContender]]:
         assert not psutil.pid_exists(contender._process.pid)
 
 
-def contender(engine: str, model: str, tmp_path: Path, started: list[EngineContender]) -> EngineContender:
+def contender(
+    engine: str, model: str, tmp_path: Path, started: list[EngineContender], **options: Any
+) -> EngineContender:
     network = load_network(model)
     inputs = tuple(random_input(shape) for shape in SHAPES[model])
-    made = EngineContender(engine, model, save_tensors(network, [inputs], tmp_path), usable_cores()[:1], 1)
+    tensors = save_tensors(network, [inputs], tmp_path)
+    made = EngineContender(engine, model, tensors, usable_cores()[:1], 1, **options)
     started.append(made)
     return made
 
@@ -61,6 +65,17 @@ def test_an_engine_gives_the_networks_answer(engine: str, tmp_path: Path, starte
     assert max(float((x - y).abs().max() / y.abs().max()) for x, y in zip(answer, own, strict=True)) <= tolerance
     assert made.version[0].isdigit()
     assert engine == "openvino-default" or made.precision == "f32"
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_an_engine_on_an_emulated_device_counts_what_it_took_warm(
+    warm: bool, tmp_path: Path, started: list[EngineContender]
+):
+    made = contender("eager", "tiny_networks:chain", tmp_path, started, slowdown=1000.0, warm=warm)
+    made.wait()
+    assert (len({made.seconds(0) for _ in range(5)}) == 1) == warm  # in its place it takes another time each time
+    assert made.seconds(0) > 0
+    assert made.answer(0)[0].shape == (1, 5)
 
 
 def test_an_engine_stays_on_its_core(tmp_path: Path, started: list[EngineContender]):

@@ -342,9 +342,9 @@ def test_the_price_of_a_message_is_half_of_what_both_ends_take():
     assert price.byte_s == pytest.approx(0, abs=1e-18)
 
 
-def test_a_spec_says_how_messages_count():
+def test_a_spec_says_how_work_counts():
     text = '[link]\nrate_bits_per_s = 1e9\n[[devices]]\nname = "one"\nslowdown = 10\n'
-    assert parse_spec(text, name="one").messages == "warm"
-    assert parse_spec('messages = "in place"\n' + text, name="one").messages == "in place"
-    with pytest.raises(ValueError, match=re.escape("testbed one: messages is 'cold': give 'warm' or 'in place'")):
-        parse_spec('messages = "cold"\n' + text, name="one")
+    assert parse_spec(text, name="one").work == "warm"
+    assert parse_spec('work = "in place"\n' + text, name="one").work == "in place"
+    with pytest.raises(ValueError, match=re.escape("testbed one: work is 'cold': give 'warm' or 'in place'")):
+        parse_spec('work = "cold"\n' + text, name="one")

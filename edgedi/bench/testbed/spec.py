@@ -1,7 +1,7 @@
 """What a testbed consists of. Pure: a table in, as TOML has it, a value or a ``ValueError`` out.
 
 description = "..."
-messages = "warm"                    # work on them counts as on a busy device; "in place": as it is here, caches cold
+work = "warm"                        # counts what it takes on a busy device; "in place": what it does here, caches cold
 [link]                               # of every device that gives none of its own
 rate_bits_per_s = 1_000_000_000      # in each direction, at the same time
 latency_s = 0.000_1                  # before what is sent to this device is heard there
@@ -25,7 +25,8 @@ from typing import Any
 from edgedi.runtime.emulation.speed import Speed
 
 MOST_DEVICES = 64
-MESSAGES = ("warm", "in place")
+WARM, IN_PLACE = "warm", "in place"
+WORK = (WARM, IN_PLACE)
 _RATE = re.compile(r"(\d+(?:\.\d+)?)([kMG])")
 _UNITS = {"k": 1e3, "M": 1e6, "G": 1e9}
 
@@ -80,12 +81,12 @@ class Spec:
     name: str
     devices: tuple[Device, ...]
     description: str = ""
-    messages: str = "warm"
-    """Whether processor time of messages is what it is with warm caches, or what it happens to be in its place."""
+    work: str = WARM
+    """Whether layers and messages count what they take with warm caches, or what they happen to take in their place."""
 
     def __post_init__(self) -> None:
-        if self.messages not in MESSAGES:
-            raise ValueError(f"messages is {self.messages!r}: give {' or '.join(map(repr, MESSAGES))}")
+        if self.work not in WORK:
+            raise ValueError(f"work is {self.work!r}: give {' or '.join(map(repr, WORK))}")
         if not 1 <= len(self.devices) <= MOST_DEVICES:
             raise ValueError(f"there are {len(self.devices)} [[devices]]: give 1 to {MOST_DEVICES}")
         twice = [name for name, count in Counter(device.name for device in self.devices).items() if count > 1]
@@ -132,14 +133,14 @@ def parse_rate(text: str) -> float:
 
 
 def _spec(values: Mapping[str, Any], name: str) -> Spec:
-    _require_keys(values, "the spec", needed=("devices",), optional=("description", "link", "messages"))
+    _require_keys(values, "the spec", needed=("devices",), optional=("description", "link", "work"))
     listed = values["devices"]
     if not isinstance(listed, list):
         raise ValueError("devices is no list: write [[devices]] above each one")
     default = _link(values["link"], "[link]") if "link" in values else None
     devices = tuple(_device(each, f"device {number}", default) for number, each in enumerate(listed, start=1))
-    description, messages = str(values.get("description", "")), values.get("messages", "warm")
-    return Spec(name=name, devices=devices, description=description, messages=messages)
+    description, work = str(values.get("description", "")), values.get("work", WARM)
+    return Spec(name=name, devices=devices, description=description, work=work)
 
 
 def _device(values: Any, where: str, default: Link | None) -> Device:

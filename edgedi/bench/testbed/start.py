@@ -20,7 +20,7 @@ import torch
 
 from edgedi.bench.testbed.namespaces import Network, NoNamespaces
 from edgedi.bench.testbed.price import measured_price
-from edgedi.bench.testbed.spec import Device, Spec
+from edgedi.bench.testbed.spec import WARM, Device, Spec
 from edgedi.errors import EdgediError
 from edgedi.runtime.emulation.here import Emulation, emulating
 from edgedi.runtime.links.keys import generate_keypair, save_keypair
@@ -41,7 +41,7 @@ class Testbed:
         self.spec, self._say = spec, say
         self.key: Path | None = None
         self.process_ids: list[int] = []
-        self.price = measured_price() if spec.messages == "warm" else None
+        self.price = measured_price() if spec.work == WARM else None
         with ExitStack() as stack:
             network = self._network(stack) if namespaces else None
             self.how = "links shaped by the kernel" if network else "links shaped by a relay"
@@ -51,15 +51,15 @@ class Testbed:
             self._stack = stack.pop_all()
 
     def __str__(self) -> str:
-        return f"Emulated devices, not real ones: {self.spec}; {self.how}; {self._messages()}"
+        return f"Emulated devices, not real ones: {self.spec}; {self.how}; {self._work()}"
 
-    def _messages(self) -> str:
+    def _work(self) -> str:
         if self.price is None:
-            return "work on messages slowed as it is measured in its place, with cold caches"
+            return "layers and work on messages slowed as they are measured in their place, with cold caches"
         each_us, megabyte_us = 1e6 * self.price.message_s, 1e12 * self.price.byte_s
         return (
-            f"work on a message counts {each_us:.0f} us at each end and {megabyte_us:.0f} us a MB, measured here with "
-            "warm caches, times the slowdown"
+            f"a message counts {each_us:.0f} us at each end and {megabyte_us:.0f} us a MB, layers what they take one "
+            "after another, both measured here with warm caches, times the slowdown"
         )
 
     def close(self) -> None:

@@ -6,9 +6,10 @@ until the slow one would have been ready: before everything that others can see 
 
 * What counts is the processor time of the thread that computes and talks. Moving bytes is done by libzmq's thread and
   the kernel, at this machine's speed: a link's rate stands for it.
-* Work on messages is slowed like layers are, but by its price (``Speed.price``), not by what it takes here: a process
-  that sleeps nine tenths of its time finds its caches cold and wakes another core for every message, which costs
-  several times what it does on a device that is busy. Without a price it counts as measured, cold caches and all.
+* A process that sleeps nine tenths of its time finds its caches cold, and wakes another core for every message: layers
+  take a quarter to a half more than on a device that is busy, work on messages several times as much. So with a price
+  of messages (``Speed.price``) both count what they take with warm caches: messages their price, layers what they took
+  when the program was rehearsed (``computed``). Without one they count as measured in their place, cold caches and all.
 * Time for which the machine ran somebody else does not count, so that eight such devices fit on two cores.
 * The device's own time (``_at_s``) goes on by slowdown times the processor time used. If the machine was late, the
   device makes up for it until it rests; ``late_s`` keeps how far behind it ever was.
@@ -54,6 +55,10 @@ class Pace(Protocol):
         """What was done since the device was last ready was taking in a message of so many bytes."""
         ...
 
+    def computed(self, cpu_s: float) -> None:
+        """What was done since the device was last ready counts so many processor seconds of this machine."""
+        ...
+
     def stopwatch(self) -> float:
         """Seconds of a clock by which to time what the device computes."""
         ...
@@ -79,6 +84,9 @@ class FullSpeed:
         return _AT_ONCE
 
     def heard(self, num_bytes: int) -> None:
+        """See ``Pace``."""
+
+    def computed(self, cpu_s: float) -> None:
         """See ``Pace``."""
 
     def stopwatch(self) -> float:
@@ -144,8 +152,12 @@ class Slowed:
         """See ``Pace``."""
         price = self._speed.price
         if price is not None:
-            self._at_s += self._speed.slowdown * price.seconds(num_bytes)
-            self._used_s = self._cpu()
+            self.computed(price.seconds(num_bytes))
+
+    def computed(self, cpu_s: float) -> None:
+        """See ``Pace``."""
+        self._at_s += self._speed.slowdown * cpu_s
+        self._used_s = self._cpu()
 
     def stopwatch(self) -> float:
         """See ``Pace``: processor time alone, so that whoever else the machine runs is not measured."""

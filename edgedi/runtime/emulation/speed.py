@@ -43,13 +43,19 @@ class Speed:
     slowdown: float = 1.0
     latency_s: float = 0.0
     price: MessagePrice | None = None
-    """Of messages, before the slowdown; ``None``: what they happen to take in their place."""
+    """Of messages, before the slowdown; then layers count what they take with warm caches, too. ``None``: both count
+    what they happen to take in their place."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.slowdown <= MOST_SLOWDOWN:
             raise ValueError(f"slowdown is {self.slowdown:g}: accepted are 1 (this machine) to {MOST_SLOWDOWN:g}")
         if not 0 <= self.latency_s <= MOST_LATENCY_S:
             raise ValueError(f"latency_s is {self.latency_s:g}: accepted are 0 to {MOST_LATENCY_S:g} seconds")
+
+    @property
+    def counts_warm(self) -> bool:
+        """Whether work counts what it takes with warm caches, as on a device that is busy."""
+        return self.is_emulated and self.price is not None
 
     @property
     def is_emulated(self) -> bool:

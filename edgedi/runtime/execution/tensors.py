@@ -113,7 +113,12 @@ def random_piece(piece: Piece, graph: LayerGraph) -> Tensor:
     """Noise in the shape and memory order of a piece of a tensor of ``graph``."""
     spec = graph.spec(piece.tensor)
     shape = [len(piece.interval) if dim == piece.dim else size for dim, size in enumerate(spec.shape)]
-    return noise(shape).to(TORCH_DTYPES[spec.dtype])
+    return noise_of(shape, spec.dtype)
+
+
+def noise_of(shape: Sequence[int], dtype: str) -> Tensor:
+    """Noise of an element type."""
+    return noise(shape).to(TORCH_DTYPES[dtype])
 
 
 def element_type(tensor: Tensor) -> str:

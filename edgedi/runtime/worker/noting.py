@@ -9,29 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
-from edgedi.partition.plan.program import Piece, Send
+from edgedi.partition.plan.program import Piece
+from edgedi.runtime.execution.changed import Changed, Kernel
 from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun, SendPiece
 from edgedi.runtime.execution.tensors import Tensor
 from edgedi.runtime.worker.events import Epoch, Request
 
-Kernel = Callable[..., Tensor]
 Note = tuple[int, float, float]
 """Number of an instruction, and when it started and stopped."""
-
-
-class Changed(LoadedProgram):
-    """The same program with the kernel of every RUN and JOIN changed; ``change`` gets the instruction's number."""
-
-    def __init__(self, loaded: LoadedProgram, change: Callable[[int, Kernel], Kernel]) -> None:
-        vars(self).update(vars(loaded))
-        self._steps = tuple(
-            step
-            if step.kernel is None or isinstance(step.instruction, Send)
-            else replace(step, kernel=change(number, step.kernel))
-            for number, step in enumerate(loaded.steps)
-        )
 
 
 class NotedRun(ProgramRun):

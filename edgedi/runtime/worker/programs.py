@@ -15,6 +15,7 @@ from edgedi.runtime.execution.executor import LoadedProgram
 from edgedi.runtime.execution.groups import EngineGroups
 from edgedi.runtime.execution.loading import ENGINE_COPIES, Expected, WorkerMemoryError, expected_pieces, load
 from edgedi.runtime.execution.measure import measure_described
+from edgedi.runtime.execution.rehearsal import priced, rehearse
 from edgedi.runtime.execution.tensors import from_wire
 from edgedi.runtime.execution.weights import WeightStore
 from edgedi.runtime.kernels import fused
@@ -52,8 +53,9 @@ class Installed:
 class WorkerPrograms:
     """By epoch; weights are kept once for all of them."""
 
-    def __init__(self, options: WorkerOptions) -> None:
-        self._options = options
+    def __init__(self, options: WorkerOptions, charge: Callable[[float], None] = lambda cpu_s: None) -> None:
+        """``charge`` is told what every instruction counts, where that is not what it takes here."""
+        self._options, self._charge = options, charge
         self._packer = fused.Packer() if fused.available() and options.device == "cpu" else None
         self._store = WeightStore(options.memory_limit_bytes, device=options.device, packer=self._packer)
         self._pinned: dict[Epoch, tuple[str, ...]] = {}
@@ -119,10 +121,11 @@ class WorkerPrograms:
 
     def _load(self, deploy: Deploy, groups: EngineGroups | None, engine_bytes: int) -> LoadedProgram:
         options = self._options
-        return load(
+        loaded = load(
             deploy.program, deploy.layers, self._store, self._packer,
             limit_bytes=options.memory_limit_bytes, device=options.device, engines=groups, engine_bytes=engine_bytes,
         )  # fmt: skip
+        return priced(loaded, rehearse(loaded), self._charge) if options.speed.counts_warm else loaded
 
     def _check_peers(self, deploy: Deploy) -> None:
         """Links between workers are as this worker's own: all with keys, or all open."""

@@ -81,8 +81,8 @@ class Worker:
         self._options, self._clock = options, clock
         self._baseline_memory_bytes = device_facts.memory_bytes()
         """After the imports, before anything is served: ``import torch`` alone is half a gigabyte on some machines."""
-        self._pace = pace_of(options.speed)
-        self._programs = WorkerPrograms(options)
+        self._pace = self._charged = pace_of(options.speed)
+        self._programs = WorkerPrograms(options, self._charge)
         self._state = WorkerState(self._programs.missing)
         self._requests: dict[events.Request, _Request] = {}
         self._computing = threading.Lock()
@@ -150,6 +150,7 @@ class Worker:
             if not is_mine:
                 return None
             started_s, pace = self._clock(), pace_of(self._options.speed)  # of the calling thread's processor time
+            self._charged = pace
             with inference():
                 outputs = answer_alone(installed.program, inputs)
             pace.settle()
@@ -160,6 +161,7 @@ class Worker:
             self._pace.late_s = max(self._pace.late_s, pace.late_s)
         finally:
             if is_mine:
+                self._charged = self._pace
                 self._computing.release()
         return outputs
 
@@ -323,8 +325,13 @@ class Worker:
         request.run.deliver(named, piece.source, tensor_of(piece, own=False).to(self._options.device))
         self._pace.heard(len(piece.payload))
 
+    def _charge(self, cpu_s: float) -> None:
+        self._charged.computed(cpu_s)
+
     def _settled_clock(self) -> float:
         """What an emulated device's clock shows once it is ready with what it did."""
+        if self._options.speed.counts_warm:
+            self._pace.computed(0.0)  # what is between two instructions counts as part of them
         self._pace.settle()
         return self._clock()
 

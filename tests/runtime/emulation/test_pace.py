@@ -146,6 +146,24 @@ def test_without_a_price_messages_count_what_they_take():
     assert world.now_s == pytest.approx(100.01)
 
 
+def test_what_was_rehearsed_counts_so_whatever_it_took_here():
+    world = World(PRICED)
+    world.compute(0.005)  # with cold caches
+    world.pace.computed(0.002)
+    world.pace.computed(0.001)
+    world.compute(0.0005)  # what has no price
+    world.pace.settle()
+    assert world.now_s == pytest.approx(100 + 10 * (0.002 + 0.001 + 0.0005))
+
+
+@pytest.mark.parametrize(
+    ("speed", "warm"),
+    [(PRICED, True), (Speed(slowdown=10), False), (Speed(price=PRICED.price), False), (Speed(), False)],
+)
+def test_work_counts_as_with_warm_caches_on_emulated_devices_with_a_price(speed: Speed, warm: bool):
+    assert speed.counts_warm == warm
+
+
 def test_a_price_is_read_back_as_it_was_written():
     price = MessagePrice(message_s=1.4172e-05, byte_s=3.38e-11)
     assert MessagePrice.parse(str(price)) == price

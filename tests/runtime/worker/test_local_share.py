@@ -107,7 +107,7 @@ def test_two_sessions_have_a_share_each() -> None:
     model, x = small(), image()
     with distribute(model, x, [], local=True) as one, distribute(model, x, [], local=True) as other:
         assert len(shares()) == 2
-        assert relative_difference(one(x), other(x)) == 0.0
+        assert relative_difference(one(x), other(x)) <= TOLERANCE  # each lets its own engine compute
 
 
 def test_local_is_true_or_false() -> None:

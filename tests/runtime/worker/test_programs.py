@@ -13,9 +13,9 @@ from edgedi.partition.plan.lowering import lower
 from edgedi.partition.plan.plan import Plan, Segment
 from edgedi.partition.plan.program import Run
 from edgedi.runtime.coordinator.profiler import deploy_message
-from edgedi.runtime.emulation.speed import Speed
+from edgedi.runtime.emulation.speed import MessagePrice, Speed
 from edgedi.runtime.execution import loading
-from edgedi.runtime.execution.executor import Step, WeightOf
+from edgedi.runtime.execution.executor import LoadedProgram, Step, WeightOf, answer_alone
 from edgedi.runtime.execution.groups import LEAST_RUNS
 from edgedi.runtime.execution.loading import ENGINE_COPIES, Shipment
 from edgedi.runtime.execution.weights import weight_digest
@@ -117,6 +117,32 @@ def test_what_is_faster_by_the_workers_clock_computes(
     else:
         assert runs.count(None) >= LEAST_RUNS - 1  # the last layer of a chain computes all of it
         assert programs.statistics("s")["engine"] == installed.engine == f"torch; {engine.name} for 1 of 1 chains"
+
+
+def test_an_emulated_device_is_charged_what_was_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsed = []
+
+    def rehearse(loaded: LoadedProgram) -> dict[int, float]:
+        rehearsed.append(loaded)
+        return {number: float(number) for number, step in enumerate(loaded.steps) if isinstance(step.instruction, Run)}
+
+    monkeypatch.setattr("edgedi.runtime.worker.programs.rehearse", rehearse)
+    (deploy, _), shipment = deploys()
+    price = MessagePrice(message_s=1e-5, byte_s=0)
+    charged: dict[Speed, list[float]] = {}
+    for speed in (Speed(slowdown=10, price=price), Speed(slowdown=10), Speed()):
+        charges = charged.setdefault(speed, [])
+        programs = WorkerPrograms(WorkerOptions(engine="torch", speed=speed), charges.append)
+        for digest in programs.missing(weight["digest"] for weight in deploy.weights):
+            programs._store.add(digest, shipment.tensors[digest])
+        programs.expect(deploy)
+        programs.install(deploy)
+        assert answer_alone(programs["s", 0].program, {"x": image()})
+    warm, in_place, real = charged.values()
+    assert len(rehearsed) == 1
+    runs = [number for number, step in enumerate(rehearsed[0].steps) if isinstance(step.instruction, Run)]
+    assert warm == [float(number) for number in runs]
+    assert in_place == real == []
 
 
 EMULATED = Speed(slowdown=10)

@@ -1,0 +1,88 @@
+"""What a program's instructions take on a device that does nothing else, for emulated devices to be charged with.
+
+An emulated device sleeps most of its time, between one exchange and the next, and computes on with cold caches: layers
+then take a quarter to a half more processor time than one after another, which is how the device that is emulated runs
+them. So a program is rehearsed when it is loaded, with all that it waits for already there, and its runs are charged
+what that took (``priced``).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+from edgedi.partition.plan.program import Piece
+from edgedi.runtime.execution.changed import Changed, Kernel
+from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
+from edgedi.runtime.execution.loading import expected_pieces
+from edgedi.runtime.execution.tensors import Tensor, inference, noise_of
+
+REPEATS = 5
+SETTLED, SHORTER_BY = 4, 0.02
+"""So many batches without one that is shorter, by this share at least, and no further follows: whatever else the
+machine does, such as loading the programs of others, only adds."""
+MOST_S = 3.0
+
+
+def rehearse(loaded: LoadedProgram, clock: Callable[[], float] = time.thread_time) -> dict[int, float]:
+    """Processor seconds of each RUN and JOIN by the instruction's number, with what comes between it and the last."""
+    pieces = {key: noise_of(*found) for key, found in expected_pieces(loaded.program, loaded.graph).items()}
+    with inference():
+        return steady(lambda: _rehearsed(loaded, pieces, clock), clock)
+
+
+def steady(once: Callable[[], dict[int, float]], clock: Callable[[], float]) -> dict[int, float]:
+    """Seconds of the parts of something that is done again and again: the medians of the shortest batch of some."""
+
+    def batch() -> dict[int, float]:
+        taken = [once() for _ in range(REPEATS)]
+        return {part: statistics.median(each[part] for each in taken) for part in taken[0]}
+
+    once()  # warms up
+    began_s = clock()
+    shortest, since = batch(), 0
+    while since < SETTLED and clock() - began_s < MOST_S:
+        found = batch()
+        is_shorter = sum(found.values()) < (1 - SHORTER_BY) * sum(shortest.values())
+        since = 0 if is_shorter else since + 1
+        shortest = min(shortest, found, key=lambda seconds: sum(seconds.values()))
+    return shortest
+
+
+def _rehearsed(
+    loaded: LoadedProgram, pieces: dict[tuple[Piece, int], Tensor], clock: Callable[[], float]
+) -> dict[int, float]:
+    """Seconds from the end of one instruction to the end of the next, of one run."""
+    ends: dict[int, float] = {}
+
+    def noted(number: int, kernel: Kernel) -> Kernel:
+        def run(*inputs: Tensor) -> object:
+            made = kernel(*inputs)
+            ends[number] = clock()
+            return made
+
+        return run
+
+    run = ProgramRun(Changed(loaded, noted))
+    for (piece, source), tensor in pieces.items():
+        run.deliver(piece, source, tensor)
+    began_s = clock()
+    if not run.advance(lambda piece, tensor, target: None):
+        raise ValueError(f"the program waits for more than it says, at {run.current_layer}")
+    starts = [began_s, *ends.values()]
+    return {number: stop_s - start_s for (number, stop_s), start_s in zip(ends.items(), starts, strict=False)}
+
+
+def priced(loaded: LoadedProgram, seconds: dict[int, float], charge: Callable[[float], None]) -> LoadedProgram:
+    """The same program, whose every RUN and JOIN ends with ``charge(its seconds)``."""
+
+    def change(number: int, kernel: Kernel) -> Kernel:
+        def run(*inputs: Tensor) -> object:
+            made = kernel(*inputs)
+            charge(seconds[number])
+            return made
+
+        return run
+
+    return Changed(loaded, change)

@@ -1,0 +1,128 @@
+"""What an emulated device is charged for a program: told by clocks that the test moves."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from edgedi.partition.capture.capture import capture_model
+from edgedi.partition.plan.lowering import lower
+from edgedi.partition.plan.program import Join, Run, Send
+from edgedi.runtime.execution.changed import Changed, Kernel
+from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
+from edgedi.runtime.execution.loading import expected_pieces
+from edgedi.runtime.execution.rehearsal import MOST_S, REPEATS, SETTLED, priced, rehearse, steady
+from edgedi.runtime.execution.tensors import noise_of
+from tests.plans import axis_plan
+from tests.runtime.networks import image, small
+
+
+class Clock:
+    """Stands still but for what is computed."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def slowed(self, loaded: LoadedProgram, seconds: Callable[[int], float]) -> LoadedProgram:
+        """The same program, whose instructions take ``seconds(number)`` by this clock."""
+
+        def change(number: int, kernel: Kernel) -> Kernel:
+            def run(*inputs: torch.Tensor) -> object:
+                self.now_s += seconds(number)
+                return kernel(*inputs)
+
+            return run
+
+        return Changed(loaded, change)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedProgram:
+    """The first of two workers that share the rows of a network: it receives and sends halos, joins and runs."""
+    captured = capture_model(small(), (image(),))
+    programs = lower(axis_plan(captured.graph, 2), captured.graph)
+    weights = captured.weights
+    return LoadedProgram(
+        programs.programs[0], captured.graph,
+        lambda name, cut: weights[name] if cut is None else weights[name][cut.start : cut.stop],
+    )  # fmt: skip
+
+
+def numbers(loaded: LoadedProgram) -> list[int]:
+    """Of instructions that compute."""
+    return [n for n, i in enumerate(loaded.program.instructions) if isinstance(i, (Run, Join))]
+
+
+def test_each_instruction_counts_what_it_took(loaded: LoadedProgram) -> None:
+    clock = Clock()
+    found = rehearse(clock.slowed(loaded, lambda number: 0.001 * (number + 1)), clock)
+    assert any(isinstance(i, Join) for i in loaded.program.instructions)
+    assert list(found) == numbers(loaded)
+    assert found == pytest.approx({number: 0.001 * (number + 1) for number in numbers(loaded)})
+
+
+def test_what_comes_between_two_instructions_belongs_to_the_second(loaded: LoadedProgram) -> None:
+    """Every look at a clock that goes on by itself is a tick later: one look for each instruction."""
+    ticks = itertools.count()
+    found = rehearse(loaded, lambda: 1e-6 * next(ticks))
+    assert list(found.values()) == pytest.approx([1e-6] * len(found))
+
+
+def test_the_same_answer_at_a_price(loaded: LoadedProgram) -> None:
+    charged: list[float] = []
+    prices = {number: float(number) for number in numbers(loaded)}
+    program = priced(loaded, prices, charged.append)
+    torch.manual_seed(0)
+    pieces = {key: noise_of(*found) for key, found in expected_pieces(loaded.program, loaded.graph).items()}
+    answers = []
+    for each in (loaded, program):
+        sent: list[torch.Tensor] = []
+        run = ProgramRun(each)
+        for (piece, source), tensor in pieces.items():
+            run.deliver(piece, source, tensor.clone())
+        with torch.inference_mode():
+            assert run.advance(lambda piece, tensor, target, sent=sent: sent.append(tensor.clone()))
+        answers.append(sent)
+    assert charged == list(prices.values())
+    assert len(answers[0]) == sum(isinstance(i, Send) for i in loaded.program.instructions) > 0
+    assert all(torch.equal(a, b) for a, b in zip(*answers, strict=True))
+
+
+def scripted(clock: Clock, seconds: Iterator[float]) -> Callable[[], dict[int, float]]:
+    def once() -> dict[int, float]:
+        taken_s = next(seconds)
+        clock.now_s += taken_s
+        return {0: taken_s, 1: 0.0}
+
+    return once
+
+
+def batches(*medians: float) -> Iterator[float]:
+    """The warm-up, then batches of these medians, each with one run that was disturbed and one that was lucky."""
+    yield 9.0
+    for median in medians:
+        yield from (median, median, median, 50 * median, 0.01 * median)
+
+
+def test_the_shortest_batch_counts_once_no_shorter_one_follows() -> None:
+    clock = Clock()
+    medians = [0.009, 0.005, 0.0049, 0.006, 0.007, 0.006, 0.001]  # 2 % are noise: four batches after the second
+    runs = batches(*medians)
+    assert steady(scripted(clock, runs), clock) == {0: 0.0049, 1: 0.0}
+    assert next(runs) == 0.001, "the last batch was not asked for"
+    assert REPEATS == 5
+    assert SETTLED == 4
+
+
+def test_long_programs_are_not_run_for_ever() -> None:
+    clock = Clock()
+    runs = batches(2.0, 1.0, 0.5)
+    assert steady(scripted(clock, runs), clock) == {0: 2.0, 1: 0.0}
+    assert next(runs) == 1.0, "one batch took longer than all may together"
+    assert MOST_S == 3.0
