@@ -168,7 +168,7 @@ class _Run:
             local=devices.share, key=devices.key, allow_local=False, progress=self._teller.about(name),
         )  # fmt: skip
         self._stack.enter_context(session)
-        return SessionContender(name, session, [self._inputs])
+        return SessionContender(name, session, [self._inputs], devices.clock)
 
     def _engines(self) -> list[EngineContender]:
         names = [name for name in self._settings.wanted_engines if name not in self._not_compared]

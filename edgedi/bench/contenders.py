@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -36,18 +36,25 @@ def tensors_of(answer: Any) -> list[Tensor]:
 class SessionContender:
     """A session, timed where its user stands: input and answer on the host."""
 
-    def __init__(self, name: str, session: Session, inputs: Sequence[tuple[Any, ...]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        session: Session,
+        inputs: Sequence[tuple[Any, ...]],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.name = name
         self.session = session
+        self._clock = clock
         self._inputs = inputs
         self._answers: dict[int, Any] = {}
         self._num_workers = session.plan.num_workers
 
     def seconds(self, index: int) -> float:
         """See ``Contender``."""
-        started_s = time.perf_counter()
+        started_s = self._clock()
         answer = self.session(*self._inputs[index])
-        taken_s = time.perf_counter() - started_s
+        taken_s = self._clock() - started_s
         self._require_all_workers()
         self._answers[index] = answer
         return taken_s

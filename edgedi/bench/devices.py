@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -23,6 +25,8 @@ class Devices:
     """Whether each has cores of its own."""
     process_ids: tuple[int, ...] = ()
     """Whose processor time belongs to this run, where all of them are known; this process's own is not said."""
+    clock: Callable[[], float] = time.perf_counter
+    """Their time, by which requests are timed."""
     emulation: str = ""
     """What stands beside every figure where they are not real."""
 
@@ -38,7 +42,7 @@ def start_devices(settings: Settings, stack: ExitStack, teller: Teller) -> Devic
         key = None if testbed.key is None else str(testbed.key)
         return Devices(
             addresses=testbed.addresses, share=True, key=key, process_ids=tuple(testbed.process_ids),
-            emulation=str(testbed),
+            clock=testbed.clock, emulation=str(testbed),
         )  # fmt: skip
     return _local(settings, stack, teller)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -42,16 +42,23 @@ ONE_WORKER, THROUGHPUT = "one worker", "throughput"
 class StreamContender(SessionContender):
     """A session under a stream of ``count`` requests of the same input."""
 
-    def __init__(self, name: str, session: Session, inputs: Sequence[tuple[Any, ...]], count: int) -> None:
-        super().__init__(name, session, inputs)
+    def __init__(
+        self,
+        name: str,
+        session: Session,
+        inputs: Sequence[tuple[Any, ...]],
+        count: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        super().__init__(name, session, inputs, clock)
         self._count = count
 
     def seconds(self, index: int) -> float:
         """Seconds of the stream for each of its requests. ``WorkerLost`` where not all workers answered it."""
-        started_s = time.perf_counter()
+        started_s = self._clock()
         for answer in self.session.stream([self._inputs[index]] * self._count):
             self._answers[index] = answer
-        taken_s = time.perf_counter() - started_s
+        taken_s = self._clock() - started_s
         self.require_workers_answered()  # a replica that is lost between two streams fails no request
         return taken_s / self._count
 
@@ -229,7 +236,7 @@ class _Run:
         self._stack.enter_context(session)
         for _ in session.stream([self._inputs] * in_flight):  # the answers that are compared before a plan is trusted
             pass
-        return StreamContender(name, session, [self._inputs], self._settings.repeat)
+        return StreamContender(name, session, [self._inputs], self._settings.repeat, devices.clock)
 
     def _engines(self) -> list[EngineGroup]:
         names = [name for name in self._settings.wanted_engines if name not in self._not_compared]

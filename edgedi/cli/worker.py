@@ -54,10 +54,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"edgedi {software_version()}")
     made.add_argument("--end-with-parent", action="store_true", help=argparse.SUPPRESS)
     # An emulated device, see docs/method.md: how many times as slow, how late messages reach it, what work on
-    # one counts, its way to peers.
+    # one counts, how slowly time goes, its way to peers.
     made.add_argument("--slowdown", type=_number, default=1.0, help=argparse.SUPPRESS)
     made.add_argument("--latency", type=_number, default=0.0, help=argparse.SUPPRESS)
     made.add_argument("--message-price", default=None, help=argparse.SUPPRESS)
+    made.add_argument("--message-passing", default=None, help=argparse.SUPPRESS)
+    made.add_argument("--dilation", type=_number, default=1.0, help=argparse.SUPPRESS)
     made.add_argument("--socks-proxy", default=None, help=argparse.SUPPRESS)
     return made
 
@@ -158,12 +160,18 @@ def _options(arguments: argparse.Namespace) -> WorkerOptions:
     from edgedi.runtime.emulation.speed import MessagePrice, Speed
     from edgedi.runtime.worker.options import WorkerOptions
 
-    price = MessagePrice.parse(arguments.message_price) if arguments.message_price is not None else None
+    price, passing = (
+        None if text is None else MessagePrice.parse(text)
+        for text in (arguments.message_price, arguments.message_passing)
+    )
+    speed = Speed(
+        slowdown=arguments.slowdown, latency_s=arguments.latency, price=price, passing=passing,
+        dilation=arguments.dilation,
+    )  # fmt: skip
     return WorkerOptions(
         host=arguments.host, port=arguments.port, name=arguments.name, threads=arguments.threads,
         device=arguments.device, engine=arguments.engine, memory_limit_bytes=arguments.memory_limit, keypair=keypair,
-        authorized=authorized,
-        speed=Speed(slowdown=arguments.slowdown, latency_s=arguments.latency, price=price), proxy=arguments.socks_proxy,
+        authorized=authorized, speed=speed, proxy=arguments.socks_proxy,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from edgedi import ClusterProfile, capture, distribute, lower
+from edgedi.bench.contenders import SessionContender
 from edgedi.bench.engine_process import stopwatch_of
 from edgedi.bench.testbed import start
 from edgedi.bench.testbed.namespaces import LOCKS, NAMESPACES, Network, NoNamespaces
@@ -166,13 +167,51 @@ def test_devices_get_the_latency_of_their_links(monkeypatch: pytest.MonkeyPatch)
         return launch(given)
 
     monkeypatch.setattr(start.LocalWorkers, "launch", noted)
-    text = SPEC + "[devices.link]\nrate_bits_per_s = 1e9\nlatency_s = 0.003\n"
+    text = "dilation = 1.5\n" + SPEC + "[devices.link]\nrate_bits_per_s = 1e9\nlatency_s = 0.003\n"
     testbed = Testbed(parse_spec(text, name="two"), lambda text: None, namespaces=False)
     own = emulation_here().speed
     testbed.close()
-    assert (own.slowdown, own.latency_s) == (2, 0.002)
+    assert (own.slowdown, own.latency_s, own.dilation) == (2, 0.002, 1.5)
     (other,) = [worker.parser().parse_args(each.options) for each in launches]
-    assert (other.slowdown, other.latency, other.memory_limit) == (3, 0.003, 100_000_000)
+    assert (other.slowdown, other.latency, other.dilation, other.memory_limit) == (3, 0.003, 1.5, 100_000_000)
+    assert (other.message_price, other.message_passing) == (str(own.price), str(own.passing))
+
+
+@pytest.mark.parametrize("namespaces", [pytest.param(True, marks=needs_namespaces), False])
+def test_in_a_testbed_whose_time_runs_slowly_seconds_are_the_devices(namespaces: bool):
+    """Of one second of this machine the devices see a quarter: requests, links, profiles and traces alike."""
+    spec = parse_spec("dilation = 4\n" + SPEC, name="two").with_rate(4e7)
+    network, x = torch.nn.Conv2d(3, 8, 3).eval(), torch.rand(1, 3, 32, 32)
+    testbed = Testbed(spec, lambda text: None, namespaces=namespaces)
+    try:
+        with distribute(
+            network, x, testbed.addresses, planner="equal", key=testbed.key, local=True, allow_local=False
+        ) as session:
+            contender = SessionContender("slow", session, [(x,)], testbed.clock)
+            started_s = time.monotonic()
+            taken_s = contender.seconds(0)
+            passed_s = time.monotonic() - started_s
+            spans = session.spans(x)
+            link = next(iter(session.profile.links.values()))
+    finally:
+        testbed.close()
+    assert 2 * 0.002 < taken_s <= passed_s / 4  # there and back
+    assert link.latency_s + 2 * link.message_cpu_s > 0.002
+    assert link.bytes_per_s < 1.5 * 4e7 / 8
+    assert {span.participant for span in spans} == {-1, 0, 1}
+
+
+def test_cables_are_slower_where_time_runs_slowly(monkeypatch: pytest.MonkeyPatch):
+    made: list[list[float]] = []
+
+    class Noted(start.RelayProcess):
+        def __init__(self, bytes_per_s: Sequence[float]) -> None:
+            made.append(list(bytes_per_s))
+            super().__init__(bytes_per_s)
+
+    monkeypatch.setattr(start, "RelayProcess", Noted)
+    Testbed(parse_spec("dilation = 4\n" + SPEC, name="two"), lambda text: None, namespaces=False).close()
+    assert made == [[2e6 / 8 / 4] * 2]
 
 
 @needs_namespaces
@@ -335,11 +374,22 @@ def test_an_engine_of_an_emulated_device_is_timed_by_its_processor_time():
     assert (here() - before[0], slow() - before[1]) == (1.0, 2.5)
 
 
-def test_the_price_of_a_message_is_half_of_what_both_ends_take():
+@pytest.mark.parametrize("keys", [True, False])
+def test_the_price_of_a_message_is_half_of_what_both_ends_take(keys: bool):
     ticks = itertools.count()
-    price = measured_price(clock=lambda: 1e-6 * next(ticks))  # looked at twice for each end
-    assert price.message_s == pytest.approx(1e-6)
+    price, passing = measured_price(keys=keys, thread=lambda: 1e-6 * next(ticks), process=lambda: 5e-6 * next(ticks))
+    assert price.message_s == pytest.approx(1e-6)  # looked at twice for each end
     assert price.byte_s == pytest.approx(0, abs=1e-18)
+    assert passing.message_s > 0
+    assert passing.byte_s >= 0
+
+
+def test_passing_on_is_what_other_threads_took():
+    readings = iter([1.0, *[0.0] * 10_000])
+    spent = itertools.count(3.0, 6.0)  # before and after the messages of a batch
+    _, passing = measured_price(keys=False, thread=lambda: next(readings, 0.0), process=lambda: next(spent))
+    assert passing.message_s == pytest.approx(6.0 / 60)
+    assert passing.byte_s == 0
 
 
 def test_a_spec_says_how_work_counts():

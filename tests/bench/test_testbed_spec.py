@@ -53,6 +53,15 @@ def test_ready_specs_are_what_they_are_called(name: str, slowdowns: list[float],
     assert spec.description
 
 
+def test_time_runs_slowly_where_many_devices_share_this_machine():
+    spec = find_spec("pi4x8@100M")
+    assert spec.dilation == 4
+    assert {link.rate_bits_per_s for link in spec.links} == {25e6}
+    assert str(spec) == "pi4x8@100M: 8 x 10 times as slow at 100 Mbit/s, 0.1 ms, time 4 times as slowly"
+    assert find_spec("pi4x4").dilation == 1
+    assert str(find_spec("pi4x4")) == "pi4x4: 4 x 10 times as slow at 1 Gbit/s, 0.1 ms"
+
+
 def test_these_are_all_and_each_comes_at_other_rates():
     assert ready_specs() == ("mixed_links", "pi3x2_pi4x2", "pi4x2", "pi4x4", "pi4x8")
     for rate, bits_per_s in (("1G", 1e9), ("100M", 1e8), ("50M", 5e7)):
@@ -89,6 +98,13 @@ def test_a_file_of_ones_own_is_a_spec_too(tmp_path: Path):
         ('name = "b"', 'name = "a b/c"', ["device 2: name is 'a b/c'"]),
         ('name = "b"', "name = 3", ["device 2: name is 3"]),
         ("link = {", "link = 5 # {", ["device 2, link is 5: give a table with rate_bits_per_s"]),
+        ("[link]", "dilation = 0.5\n[link]", ["dilation is 0.5: accepted are 1 (time as it is) to 100"]),
+        (
+            "[link]",
+            "dilation = 2\n[link]",
+            ["dilation is 2: it leaves a link 0.004 kbit/s", "keep 2 Mbit/s"],
+        ),
+        ("[link]", "dilation = 'slow'\n[link]", ["dilation is 'slow': give a number"]),
         ("[link]", "[link", ["this is no TOML"]),
         ("[[devices]]", "[devices]", ["this is no TOML"]),
     ],

@@ -1,10 +1,11 @@
-"""What a message costs the processor of one of its ends here, measured while caches are warm."""
+"""What a message costs the processors of its ends here, measured while caches are warm."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import zmq
 
@@ -13,6 +14,7 @@ from edgedi.partition.plan.program import Piece
 from edgedi.runtime.emulation.speed import MessagePrice
 from edgedi.runtime.execution.pieces import message_of, piece_of, tensor_of
 from edgedi.runtime.execution.tensors import Tensor, inference, noise
+from edgedi.runtime.links.keys import KeyPair, generate_keypair
 from edgedi.runtime.links.peers import send_payload
 from edgedi.runtime.wire.codec import decode, encode
 from edgedi.runtime.wire.frames import joined
@@ -23,48 +25,91 @@ _ROWS = (1, 64)
 _BATCHES, _WARM, _REPEATS = 5, 20, 60
 
 
-def measured_price(clock: Callable[[], float] = time.thread_time) -> MessagePrice:
-    """From messages of two sizes over ZeroMQ on the loopback device, packed, sent, taken in and unpacked as in a run.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ends:
+    """Processor seconds of a message: of the thread at one of its ends, and of all other threads at both together."""
 
-    Sends and receives together: who exchanges a halo does one of each. The least median of some batches, as whatever
-    else the machine does only adds.
+    end_s: float
+    others_s: float
+
+
+def measured_price(
+    *,
+    keys: bool,
+    thread: Callable[[], float] = time.thread_time,
+    process: Callable[[], float] = time.process_time,
+) -> tuple[MessagePrice, MessagePrice]:
+    """(at each end, passing it on) from messages of two sizes over ZeroMQ on the loopback device, packed, sent, taken
+    in and unpacked as in a run, encrypted if there are ``keys``.
+
+    Sends and receives together: who exchanges a halo does one of each. The least of some batches, as whatever else the
+    machine does only adds.
     """
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     inbox, outbox = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
     try:
+        if keys:
+            _use_keys(inbox, outbox)
         outbox.connect(f"tcp://127.0.0.1:{inbox.bind_to_random_port('tcp://127.0.0.1')}")
         with inference():
             small, large = (
-                min(_end_seconds(noise((1, 64, rows, 56)), outbox, inbox, clock) for _ in range(_BATCHES))
+                [_ends(noise((1, 64, rows, 56)), outbox, inbox, thread, process) for _ in range(_BATCHES)]
                 for rows in _ROWS
             )
     finally:
         context.destroy(0)
-    num_bytes = [64 * rows * 56 * 4 for rows in _ROWS]
-    byte_s = max(0.0, (large - small) / (num_bytes[1] - num_bytes[0]))
-    return MessagePrice(message_s=max(0.0, small - num_bytes[0] * byte_s), byte_s=byte_s)
+    return (
+        _price(min(each.end_s for each in small), min(each.end_s for each in large)),
+        _price(min(each.others_s for each in small), min(each.others_s for each in large)),
+    )
 
 
-def _end_seconds(
-    tensor: Tensor, outbox: zmq.Socket[bytes], inbox: zmq.Socket[bytes], clock: Callable[[], float]
-) -> float:
-    """Processor seconds of one end of a message that carries ``tensor``."""
+def _price(small_s: float, large_s: float) -> MessagePrice:
+    """From the seconds of messages of ``_ROWS`` rows."""
+    small_bytes, large_bytes = (64 * rows * 56 * 4 for rows in _ROWS)
+    byte_s = max(0.0, (large_s - small_s) / (large_bytes - small_bytes))
+    return MessagePrice(message_s=max(0.0, small_s - small_bytes * byte_s), byte_s=byte_s)
+
+
+def _use_keys(server: zmq.Socket[bytes], client: zmq.Socket[bytes]) -> None:
+    server_keys, client_keys = generate_keypair(), generate_keypair()
+    server.curve_server, server.curve_publickey, server.curve_secretkey = True, *_bytes(server_keys)
+    client.curve_publickey, client.curve_secretkey = _bytes(client_keys)
+    client.curve_serverkey = server_keys.public.encode()
+
+
+def _bytes(keys: KeyPair) -> tuple[bytes, bytes]:
+    return keys.public.encode(), keys.secret.encode()
+
+
+def _ends(
+    tensor: Tensor,
+    outbox: zmq.Socket[bytes],
+    inbox: zmq.Socket[bytes],
+    thread: Callable[[], float],
+    process: Callable[[], float],
+) -> Ends:
+    """Of a message that carries ``tensor``: the median of the thread's, the mean of the others'."""
     piece, poller = Piece("map", 2, Interval(0, tensor.shape[2])), zmq.Poller()
     poller.register(inbox, zmq.POLLIN)
     taken: list[float] = []
+    others_s = 0.0
     for number in range(_WARM + _REPEATS):
-        started_s = clock()
+        if number == _WARM:
+            others_s = process() - thread()
+        started_s = thread()
         message = message_of(("0" * 32, 1, number), piece, tensor, source=0, deadline_s=1.0)
         header, payload = encode(message)
         outbox.send(header, zmq.SNDMORE)
         send_payload(outbox, payload)
-        sent_s = clock()
+        sent_s = thread()
         inbox.poll()  # waiting is no work
-        came_s = clock()
+        came_s = thread()
         poller.poll(0)
         _, *frames = inbox.recv_multipart(zmq.NOBLOCK, copy=False)
         received = decode(joined([frame.buffer for frame in frames]))
         assert isinstance(received, Message)
         piece_of(received), tensor_of(received, own=False)
-        taken.append((sent_s - started_s + clock() - came_s) / 2)
-    return statistics.median(taken[_WARM:])
+        taken.append((sent_s - started_s + thread() - came_s) / 2)
+    others_s = process() - thread() - others_s
+    return Ends(end_s=statistics.median(taken[_WARM:]), others_s=max(0.0, others_s / _REPEATS))

@@ -2,6 +2,7 @@
 
 description = "..."
 work = "warm"                        # counts what it takes on a busy device; "in place": what it does here, caches cold
+dilation = 4                         # time runs so many times as slowly there, links too, and figures are divided by it
 [link]                               # of every device that gives none of its own
 rate_bits_per_s = 1_000_000_000      # in each direction, at the same time
 latency_s = 0.000_1                  # before what is sent to this device is heard there
@@ -25,6 +26,8 @@ from typing import Any
 from edgedi.runtime.emulation.speed import Speed
 
 MOST_DEVICES = 64
+LEAST_RATE_BITS_PER_S = 2e6
+"""Under a dilation. Over slower links a worker looks lost while a large piece is under way."""
 WARM, IN_PLACE = "warm", "in place"
 WORK = (WARM, IN_PLACE)
 _RATE = re.compile(r"(\d+(?:\.\d+)?)([kMG])")
@@ -83,15 +86,28 @@ class Spec:
     description: str = ""
     work: str = WARM
     """Whether layers and messages count what they take with warm caches, or what they happen to take in their place."""
+    dilation: float = 1.0
+    """Seconds of this machine for a second of the devices, which gives it time for what it does besides."""
 
     def __post_init__(self) -> None:
         if self.work not in WORK:
             raise ValueError(f"work is {self.work!r}: give {' or '.join(map(repr, WORK))}")
+        self._check_dilation()
         if not 1 <= len(self.devices) <= MOST_DEVICES:
             raise ValueError(f"there are {len(self.devices)} [[devices]]: give 1 to {MOST_DEVICES}")
         twice = [name for name, count in Counter(device.name for device in self.devices).items() if count > 1]
         if twice:
             raise ValueError(f"two devices have the name {twice[0]!r}: give each its own")
+
+    def _check_dilation(self) -> None:
+        _require_number("dilation", self.dilation)
+        _ = Speed(dilation=self.dilation)
+        rate = min((link.rate_bits_per_s for link in self.links), default=math.inf)
+        if self.dilation != 1 and rate < LEAST_RATE_BITS_PER_S:
+            raise ValueError(
+                f"dilation is {self.dilation:g}: it leaves a link {_rate_text(rate)} on this machine, too little for "
+                f"signs of life to come in time; give less, or links that keep {_rate_text(LEAST_RATE_BITS_PER_S)}"
+            )
 
     @property
     def least_slowdown(self) -> float:
@@ -105,6 +121,13 @@ class Spec:
         )
         return replace(self, devices=tuple(devices))
 
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """Cables as this machine has to make them: each device's, under the dilation."""
+        return tuple(
+            replace(device.link, rate_bits_per_s=device.link.rate_bits_per_s / self.dilation) for device in self.devices
+        )
+
     def __str__(self) -> str:
         devices = ", ".join(
             f"{count} x {slowdown:g} times as slow at {_rate_text(rate)}, {1000 * latency_s:g} ms"
@@ -112,7 +135,8 @@ class Spec:
                 (d.slowdown, d.link.rate_bits_per_s, d.link.latency_s) for d in self.devices
             ).items()
         )
-        return f"{self.name}: {devices}"
+        slowly = f", time {self.dilation:g} times as slowly" if self.dilation != 1 else ""
+        return f"{self.name}: {devices}{slowly}"
 
 
 def spec_of(values: Mapping[str, Any], *, name: str) -> Spec:
@@ -133,14 +157,14 @@ def parse_rate(text: str) -> float:
 
 
 def _spec(values: Mapping[str, Any], name: str) -> Spec:
-    _require_keys(values, "the spec", needed=("devices",), optional=("description", "link", "work"))
+    _require_keys(values, "the spec", needed=("devices",), optional=("description", "link", "work", "dilation"))
     listed = values["devices"]
     if not isinstance(listed, list):
         raise ValueError("devices is no list: write [[devices]] above each one")
     default = _link(values["link"], "[link]") if "link" in values else None
     devices = tuple(_device(each, f"device {number}", default) for number, each in enumerate(listed, start=1))
     description, work = str(values.get("description", "")), values.get("work", WARM)
-    return Spec(name=name, devices=devices, description=description, work=work)
+    return Spec(name=name, devices=devices, description=description, work=work, dilation=values.get("dilation", 1.0))
 
 
 def _device(values: Any, where: str, default: Link | None) -> Device:

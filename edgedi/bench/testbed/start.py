@@ -23,6 +23,8 @@ from edgedi.bench.testbed.price import measured_price
 from edgedi.bench.testbed.spec import WARM, Device, Spec
 from edgedi.errors import EdgediError
 from edgedi.runtime.emulation.here import Emulation, emulating
+from edgedi.runtime.emulation.pace import clock_of
+from edgedi.runtime.emulation.speed import MessagePrice, Speed
 from edgedi.runtime.links.keys import generate_keypair, save_keypair
 from edgedi.runtime.worker.local_workers import Launch, LocalWorkers
 
@@ -41,25 +43,33 @@ class Testbed:
         self.spec, self._say = spec, say
         self.key: Path | None = None
         self.process_ids: list[int] = []
-        self.price = measured_price() if spec.work == WARM else None
         with ExitStack() as stack:
             network = self._network(stack) if namespaces else None
+            keys, warm = network is not None, spec.work == WARM
+            self.price: MessagePrice | None = None
+            self.passing: MessagePrice | None = None
+            if warm:
+                self.price, self.passing = measured_price(keys=keys)
             self.how = "links shaped by the kernel" if network else "links shaped by a relay"
             self.addresses = self._in_namespaces(network, stack) if network else self._behind_relay(stack)
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(1)  # a device has one core, and this process's share is as wide as torch
             self._stack = stack.pop_all()
 
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The devices' time: requests are timed by it."""
+        return clock_of(self._speed(self.spec.devices[0]))
+
     def __str__(self) -> str:
         return f"Emulated devices, not real ones: {self.spec}; {self.how}; {self._work()}"
 
     def _work(self) -> str:
-        if self.price is None:
+        if self.price is None or self.passing is None:
             return "layers and work on messages slowed as they are measured in their place, with cold caches"
-        each_us, megabyte_us = 1e6 * self.price.message_s, 1e12 * self.price.byte_s
         return (
-            f"a message counts {each_us:.0f} us at each end and {megabyte_us:.0f} us a MB, layers what they take one "
-            "after another, both measured here with warm caches, times the slowdown"
+            f"a message counts {_microseconds(self.price)} at each end, being passed on {_microseconds(self.passing)}, "
+            "layers what they take one after another: all measured here with warm caches, times the slowdown"
         )
 
     def close(self) -> None:
@@ -68,7 +78,7 @@ class Testbed:
 
     def _network(self, stack: ExitStack) -> Network | None:
         try:
-            network = Network([device.link for device in self.spec.devices])
+            network = Network(self.spec.links)
         except NoNamespaces as error:
             self._say(f"no network namespaces ({error}): a relay in a process of its own shapes the links instead")
             return None
@@ -91,7 +101,7 @@ class Testbed:
         return tuple(f"{place}#{public}" for place, (_, public) in zip(places, keys, strict=True))
 
     def _behind_relay(self, stack: ExitStack) -> tuple[str, ...]:
-        relay = RelayProcess([device.link.bytes_per_s for device in self.spec.devices])
+        relay = RelayProcess([link.bytes_per_s for link in self.spec.links])
         stack.callback(relay.close)
         self.process_ids.append(relay.process_id)
         proxies = [f"127.0.0.1:{port}" for port in relay.proxies]
@@ -111,13 +121,25 @@ class Testbed:
 
     def _own(self, *, proxy: str | None = None) -> Emulation:
         own = self.spec.devices[0]
-        return Emulation(speed=replace(own.speed, price=self.price), memory_bytes=own.memory_bytes, proxy=proxy)
+        return Emulation(speed=self._speed(own), memory_bytes=own.memory_bytes, proxy=proxy)
+
+    def _speed(self, device: Device) -> Speed:
+        return replace(device.speed, price=self.price, passing=self.passing, dilation=self.spec.dilation)
 
     def _launch(self, device: Device, *options: str, prefix: tuple[str, ...] = ()) -> Launch:
         memory = ("--memory-limit", str(device.memory_bytes)) if device.memory_bytes is not None else ()
-        price = ("--message-price", str(self.price)) if self.price is not None else ()
-        emulation = ("--slowdown", repr(device.speed.slowdown), "--latency", repr(device.speed.latency_s), *price)
+        speed = self._speed(device)
+        priced = (("--message-price", speed.price), ("--message-passing", speed.passing))
+        prices = [word for option, price in priced if price is not None for word in (option, str(price))]
+        emulation = (
+            "--slowdown", repr(speed.slowdown), "--latency", repr(speed.latency_s), "--dilation", repr(speed.dilation),
+            *prices,
+        )  # fmt: skip
         return Launch(name=device.name, options=(*emulation, *memory, *options), prefix=prefix)
+
+
+def _microseconds(price: MessagePrice) -> str:
+    return f"{1e6 * price.message_s:.0f} us and {1e12 * price.byte_s:.0f} us a MB"
 
 
 def _make_keys(folder: Path, num_workers: int) -> tuple[Path, list[tuple[Path, str]]]:

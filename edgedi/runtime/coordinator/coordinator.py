@@ -10,7 +10,6 @@ import contextlib
 import logging
 import socket
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -25,7 +24,7 @@ from edgedi.partition.plan.plan import HOME
 from edgedi.partition.plan.program import Piece as ProgramPiece
 from edgedi.runtime.coordinator.worker_link import WorkerLink
 from edgedi.runtime.emulation.here import Emulation, emulation_here
-from edgedi.runtime.emulation.pace import Pace, pace_of
+from edgedi.runtime.emulation.pace import Pace, clock_of, pace_of
 from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
 from edgedi.runtime.execution.pieces import message_of, piece_of, tensor_of
 from edgedi.runtime.execution.tensors import Tensor, inference
@@ -82,11 +81,12 @@ class Coordinator:
         keypair: KeyPair | None,
         *,
         share: LocalShare | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
         pace: Pace | None = None,
     ) -> None:
         """With ``share`` worker 0 is in this process and is reached within it."""
-        self._clock = clock
+        self.clock = clock or clock_of(emulation_here().speed)
+        """By which deadlines are, and requests are timed."""
         self._pace = pace_of(emulation_here().speed) if pace is None else pace
         self._context = zmq.Context() if share is None else share.context
         self._owns_context = share is None
@@ -113,7 +113,7 @@ class Coordinator:
         self._thread.start()
 
     def _connect(self, address: WorkerAddress, keypair: KeyPair | None, inside: str | None) -> WorkerLink:
-        link = WorkerLink(self._context, address, keypair, inside=inside, now_s=self._clock())
+        link = WorkerLink(self._context, address, keypair, inside=inside, now_s=self.clock())
         self._poller.register(link.socket, zmq.POLLIN)
         self._poller.register(link.monitor, zmq.POLLIN)
         return link
@@ -208,7 +208,7 @@ class Coordinator:
 
     def _timeout_ms(self) -> int:
         soonest = min((request.deadline_s for request in self._requests.values()), default=None)
-        wait_s = PING_EVERY_S if soonest is None else min(PING_EVERY_S, max(0.0, soonest - self._clock()))
+        wait_s = PING_EVERY_S if soonest is None else min(PING_EVERY_S, max(0.0, soonest - self.clock()))
         return int(wait_s * 1000) + 1
 
     def _take_commands(self) -> None:
@@ -295,7 +295,7 @@ class Coordinator:
         self._end(request, outputs, None)
 
     def _send_piece(self, request: Request, piece: ProgramPiece, tensor: Tensor, target: int) -> None:
-        key, left_s = (request.session, request.epoch, request.number), request.deadline_s - self._clock()
+        key, left_s = (request.session, request.epoch, request.number), request.deadline_s - self.clock()
         link = self._links[request.links[target]]
         with self._pace.sending(tensor.nbytes):
             message = message_of(key, piece, tensor, source=HOME, deadline_s=left_s)
@@ -327,7 +327,7 @@ class Coordinator:
     # --- time and loss -----------------------------------------------------------------------------------------------
 
     def _keep_time(self) -> None:
-        now_s = self._clock()
+        now_s = self.clock()
         for request in [r for r in self._requests.values() if r.deadline_s <= now_s]:
             waited_s = now_s - request.started_s
             waiting = request.run.current_layer

@@ -159,7 +159,8 @@ class Deployer:
 
         def seconds(one: Deployment) -> float:
             if one.alone_here and self._share is not None:
-                taken_s = answer_seconds(partial(self._share.answer, self._session, one.epoch, inputs))
+                answer = partial(self._share.answer, self._session, one.epoch, inputs)
+                taken_s = answer_seconds(answer, self._coordinator.clock)
                 if taken_s is not None:
                     return taken_s
             number = next(self._numbers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 
 from edgedi.partition.cost.probe import link_of_trips, probe_programs
@@ -31,14 +30,8 @@ Install = Callable[[ProgramSet, Sequence[int]], int]
 class LinkProbe:
     """Measures the links of one session's workers."""
 
-    def __init__(
-        self,
-        coordinator: Coordinator,
-        session: str,
-        install: Install,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self._coordinator, self._session, self._install, self._clock = coordinator, session, install, clock
+    def __init__(self, coordinator: Coordinator, session: str, install: Install) -> None:
+        self._coordinator, self._session, self._install = coordinator, session, install
 
     def between(self, one: int, other: int) -> LinkProfile:
         """The link between two workers, by link numbers. ``WorkerLost`` if one of them does not answer."""
@@ -62,8 +55,6 @@ class LinkProbe:
         inputs = noise_inputs(programs.graph)
         taken: list[float] = []
         while len(taken) < REPEATS and sum(taken) < ENOUGH_S:
-            taken.append(
-                request_seconds(self._coordinator, self._session, epoch, len(taken), home, inputs, links, self._clock)
-            )
+            taken.append(request_seconds(self._coordinator, self._session, epoch, len(taken), home, inputs, links))
         self._coordinator.retire(self._session, epoch, links)
         return statistics.median(taken)

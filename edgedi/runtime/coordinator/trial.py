@@ -33,7 +33,6 @@ def request_seconds(
     home: LoadedProgram,
     inputs: Mapping[str, Tensor],
     links: Sequence[int],
-    clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """Seconds of one request whose answer nobody wants. ``WorkerLost`` if there is none."""
     answered: Future[Any] = Future()
@@ -44,7 +43,7 @@ def request_seconds(
         else:
             answered.set_exception(error)
 
-    started_s = clock()
+    started_s = coordinator.clock()
     coordinator.start_request(
         Request(
             session=session,
@@ -53,16 +52,16 @@ def request_seconds(
             run=new_run(home, inputs),
             outputs=home.graph.outputs,
             links=links,
-            deadline_s=time.monotonic() + TIMEOUT_S,
+            deadline_s=started_s + TIMEOUT_S,
             started_s=started_s,
             done=done,
         )
     )
     answer_of(answered, TIMEOUT_S, "trying out a plan")
-    return clock() - started_s
+    return coordinator.clock() - started_s
 
 
-def answer_seconds(answer: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float | None:
+def answer_seconds(answer: Callable[[], object], clock: Callable[[], float]) -> float | None:
     """Seconds of one request that is answered here, without messages; ``None`` where it is not (asked by message, it
     says why)."""
     started_s = clock()

@@ -5,7 +5,7 @@ until the slow one would have been ready: before everything that others can see 
 (``wait``). Rules:
 
 * What counts is the processor time of the thread that computes and talks. Moving bytes is done by libzmq's thread and
-  the kernel, at this machine's speed: a link's rate stands for it.
+  the kernel: a link's rate stands for it.
 * A process that sleeps nine tenths of its time finds its caches cold, and wakes another core for every message: layers
   take a quarter to a half more than on a device that is busy, work on messages several times as much. So with a price
   of messages (``Speed.price``) both count what they take with warm caches: messages their price, layers what they took
@@ -15,7 +15,10 @@ until the slow one would have been ready: before everything that others can see 
   device makes up for it until it rests; ``late_s`` keeps how far behind it ever was.
 * Waiting burns no processor time and, the process having one thread that computes, holds up nothing that a busy core
   would not: libzmq's thread and the kernel go on receiving.
-* What comes to a device at rest is heard ``latency_s`` later. A busy one hears of it when it looks, as it does anyhow.
+* What comes to a device at rest is heard ``latency_s`` later, and by ``Speed.passing`` after that: what the network
+  libraries at both ends did meanwhile, on cores of their own. A busy one hears of it when it looks, as it does anyhow.
+* A device has a time of its own (``clock_of``): under a ``dilation`` of 4 all of it, waiting and links too, takes four
+  times as long here, so that this machine has four times as long for what it does besides, and late it is by less.
 """
 
 from __future__ import annotations
@@ -98,25 +101,27 @@ _AT_ONCE = nullcontext()
 
 
 class Slowed:
-    """An emulated device. ``cpu``, ``clock`` and ``sleep`` are arguments for tests."""
+    """An emulated device. ``cpu`` is this machine's, ``clock`` and ``sleep`` are of the device's own seconds."""
 
     def __init__(
         self,
         speed: Speed,
         *,
-        cpu: Callable[[], float] = time.thread_time,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        cpu: Callable[[], float],
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
     ) -> None:
         self._speed, self._cpu, self._clock, self._sleep = speed, cpu, clock, sleep
         self._at_s, self._used_s = clock(), cpu()
+        self._rested = False
         self.late_s = 0.0
 
     def wait(self, poll: Callable[[int], Any], timeout_ms: int) -> Any:
         """See ``Pace``."""
         self.settle()
         ready = poll(0)
-        if not ready:
+        self._rested = not ready
+        if self._rested:
             ready = poll(timeout_ms)
             self._at_s = self._clock() + self._speed.latency_s
             self._sleep_until(self._at_s)
@@ -150,7 +155,9 @@ class Slowed:
 
     def heard(self, num_bytes: int) -> None:
         """See ``Pace``."""
-        price = self._speed.price
+        price, passing = self._speed.price, self._speed.passing
+        if passing is not None and self._rested:
+            self._at_s += self._speed.slowdown * passing.seconds(num_bytes)
         if price is not None:
             self.computed(price.seconds(num_bytes))
 
@@ -171,5 +178,15 @@ class Slowed:
 
 
 def pace_of(speed: Speed) -> Pace:
-    """The pace of a device of this speed."""
-    return Slowed(speed) if speed.is_emulated else FullSpeed()
+    """The pace of a device of this speed, for the thread that calls."""
+    if not speed.is_emulated:
+        return FullSpeed()
+    return Slowed(
+        speed, cpu=time.thread_time, clock=clock_of(speed), sleep=lambda seconds: time.sleep(speed.dilation * seconds)
+    )
+
+
+def clock_of(speed: Speed) -> Callable[[], float]:
+    """The time of devices of this speed, in seconds: this machine's, but for the dilation."""
+    dilation = speed.dilation
+    return time.monotonic if dilation == 1 else lambda: time.monotonic() / dilation

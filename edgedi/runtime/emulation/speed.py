@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 MOST_SLOWDOWN = 1000.0
 MOST_LATENCY_S = 10.0
+MOST_DILATION = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessagePrice:
-    """Processor seconds of this machine's core for one message, at one of its two ends: packing it, or unpacking it."""
+    """Processor seconds of this machine's core for one message: packing it, unpacking it, or passing it on."""
 
     message_s: float
     byte_s: float
@@ -38,19 +39,26 @@ class MessagePrice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """What is emulated: ``slowdown`` 1 and ``latency_s`` 0 are this machine itself."""
+    """What is emulated: ``slowdown`` 1, ``latency_s`` 0 and ``dilation`` 1 are this machine itself. Seconds are the
+    device's own, of which one takes ``dilation`` seconds of this machine's (``pace.clock_of``)."""
 
     slowdown: float = 1.0
     latency_s: float = 0.0
     price: MessagePrice | None = None
-    """Of messages, before the slowdown; then layers count what they take with warm caches, too. ``None``: both count
-    what they happen to take in their place."""
+    """Of messages, at each end, before the slowdown; then layers count what they take with warm caches, too. ``None``:
+    both count what they happen to take in their place."""
+    passing: MessagePrice | None = None
+    """What others than the thread that computes do for a message, at both ends together, before the slowdown: the
+    network library's thread and the kernel, encryption included. ``None``: what that takes on this machine."""
+    dilation: float = 1.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.slowdown <= MOST_SLOWDOWN:
             raise ValueError(f"slowdown is {self.slowdown:g}: accepted are 1 (this machine) to {MOST_SLOWDOWN:g}")
         if not 0 <= self.latency_s <= MOST_LATENCY_S:
             raise ValueError(f"latency_s is {self.latency_s:g}: accepted are 0 to {MOST_LATENCY_S:g} seconds")
+        if not 1 <= self.dilation <= MOST_DILATION:
+            raise ValueError(f"dilation is {self.dilation:g}: accepted are 1 (time as it is) to {MOST_DILATION:g}")
 
     @property
     def counts_warm(self) -> bool:
@@ -60,4 +68,4 @@ class Speed:
     @property
     def is_emulated(self) -> bool:
         """Whether anything is other than on this machine."""
-        return self.slowdown != 1 or self.latency_s != 0
+        return self.slowdown != 1 or self.latency_s != 0 or self.dilation != 1

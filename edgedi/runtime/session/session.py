@@ -11,7 +11,6 @@ import itertools
 import logging
 import secrets
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -143,7 +142,7 @@ class Session:
     ) -> Future[Any]:
         if self._closed:
             raise WorkerLost("the session is closed")
-        started_s = time.monotonic()
+        started_s = self._coordinator.clock()
         if not self._slots.acquire(timeout=self._timeout_s):
             raise WorkerLost(f"no request of those in flight ended within {self._timeout_s} s")
         ticket = _Ticket(inputs=inputs, started_s=started_s, recording=recording, is_waited_for=is_waited_for)
@@ -283,7 +282,7 @@ class Session:
         inputs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self._last_inputs)
         if self._plans.capture_of(inputs) is not deployment.capture or not self._slots.acquire(timeout=self._timeout_s):
             return
-        ticket = _Ticket(inputs=inputs, started_s=time.monotonic(), counted=False)
+        ticket = _Ticket(inputs=inputs, started_s=self._coordinator.clock(), counted=False)
         try:
             self._start(deployment, ticket)
         except BaseException:
@@ -311,7 +310,7 @@ class Session:
         number = next(self._numbers)
         recording = ticket.recording
         run = new_run(deployment.home, tensors) if recording is None else recording.run(deployment, number, tensors)
-        now_s = time.monotonic()
+        now_s = self._coordinator.clock()
         request = Request(
             session=self._name,
             epoch=deployment.epoch,
@@ -415,7 +414,7 @@ class Session:
             ticket.future.set_result(answer)
 
     def _count(self, ticket: _Ticket, local: bool) -> None:
-        counts = self._tally.add(time.monotonic() - ticket.started_s, local=local)
+        counts = self._tally.add(self._coordinator.clock() - ticket.started_s, local=local)
         due = counts.requests % EVERY_REQUESTS == 0
         if due and self._rebalancer is not None and not self._closed:
             self._rebalancer.wake()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgedi.errors import WorkerLost
@@ -29,10 +28,9 @@ class Recording:
         coordinator: Coordinator,
         session: str,
         worker_names: Sequence[str],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._coordinator, self._session, self._worker_names = coordinator, session, worker_names
-        self._clock = clock
+        self._clock = coordinator.clock
         self._deployment: Deployment | None = None
         self._number = 0
         self._run: ProgramRun | None = None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from edgedi.errors import EdgediError, ProtocolError, RemoteProtocolError
 from edgedi.partition.plan.plan import HOME
 from edgedi.partition.plan.program import Piece as ProgramPiece
 from edgedi.partition.plan.program import participant_name
-from edgedi.runtime.emulation.pace import pace_of
+from edgedi.runtime.emulation.pace import clock_of, pace_of
 from edgedi.runtime.execution.allocator import keep_freed_memory
 from edgedi.runtime.execution.executor import ProgramRun, answer_alone
 from edgedi.runtime.execution.loading import WorkerMemoryError
@@ -72,13 +71,13 @@ class Worker:
     def __init__(
         self,
         options: WorkerOptions,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
         *,
         context: zmq.Context[Any] | None = None,
         home_endpoint: str | None = None,
     ) -> None:
         """``context`` is its owner's and stays open; ``home_endpoint`` is a way in for that process alone (inproc)."""
-        self._options, self._clock = options, clock
+        self._options, self._clock = options, clock or clock_of(options.speed)
         self._baseline_memory_bytes = device_facts.memory_bytes()
         """After the imports, before anything is served: ``import torch`` alone is half a gigabyte on some machines."""
         self._pace = self._charged = pace_of(options.speed)

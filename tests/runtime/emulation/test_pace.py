@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgedi.runtime.emulation.here import Emulation, emulating, emulation_here
-from edgedi.runtime.emulation.pace import FullSpeed, Slowed, pace_of
+from edgedi.runtime.emulation.pace import FullSpeed, Slowed, clock_of, pace_of
 from edgedi.runtime.emulation.speed import MessagePrice, Speed
 from edgedi.runtime.worker.device import fingerprint
 
@@ -124,6 +124,57 @@ def test_a_message_that_comes_counts_its_price_whatever_it_took_here():
     assert world.now_s == pytest.approx(100.5 + 10 * (2.1e-5 + 0.001))
 
 
+PASSED = Speed(slowdown=10, price=PRICED.price, passing=MessagePrice(message_s=3e-5, byte_s=2e-9))
+
+
+def test_a_message_that_finds_a_device_at_rest_had_to_be_passed_on():
+    world = World(PASSED)
+    world.pace.wait(world.poll(None, 0.5), 1000)
+    world.pace.heard(1_000)
+    world.pace.settle()
+    assert world.now_s == pytest.approx(100.5 + 10 * (2e-5 + 1e-6 + 3e-5 + 2e-6))
+
+
+def test_a_busy_device_has_another_core_to_pass_messages_on():
+    world = World(PASSED)
+    world.compute(0.001)
+    world.pace.wait(world.poll(0), 1000)
+    world.pace.heard(1_000)
+    world.pace.settle()
+    assert world.now_s == pytest.approx(100.01 + 10 * (2e-5 + 1e-6))
+
+
+def test_time_of_a_device_may_run_slowly(monkeypatch: pytest.MonkeyPatch):
+    machine = {"now_s": 400.0, "used_s": 1.0}
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        machine["now_s"] += seconds
+
+    monkeypatch.setattr("edgedi.runtime.emulation.pace.time.monotonic", lambda: machine["now_s"])
+    monkeypatch.setattr("edgedi.runtime.emulation.pace.time.thread_time", lambda: machine["used_s"])
+    monkeypatch.setattr("edgedi.runtime.emulation.pace.time.sleep", sleep)
+    speed = Speed(slowdown=10, dilation=4)
+    clock, pace = clock_of(speed), pace_of(speed)
+    assert clock() == 100.0
+    machine["used_s"] += 0.003
+    machine["now_s"] += 0.003
+    pace.settle()
+    assert clock() == pytest.approx(100.03)
+    assert slept == [pytest.approx(0.12 - 0.003)]
+    started_s = pace.stopwatch()
+    machine["used_s"] += 0.002
+    assert pace.stopwatch() - started_s == pytest.approx(0.02)  # the device's own seconds
+    assert clock_of(Speed(slowdown=10))() == machine["now_s"]
+
+
+@pytest.mark.parametrize("dilation", [0.0, 0.9, 101.0, math.nan])
+def test_a_dilation_that_is_none_is_refused(dilation: float):
+    with pytest.raises(ValueError, match=re.escape(f"dilation is {dilation:g}: accepted are 1 (time as it is) to 100")):
+        Speed(dilation=dilation)
+
+
 def test_looking_for_messages_is_in_their_price():
     world = World(PRICED)
 
@@ -202,6 +253,7 @@ def test_this_machine_itself_is_left_alone():
     assert polled == [250]
     assert isinstance(pace_of(Speed(slowdown=2)), Slowed)
     assert isinstance(pace_of(Speed(latency_s=0.001)), Slowed)
+    assert isinstance(pace_of(Speed(dilation=2)), Slowed)
 
 
 @pytest.mark.parametrize("slowdown", [0.0, 0.5, -1.0, 1001.0, math.inf, math.nan])
