@@ -60,7 +60,7 @@ class Settings:
     @property
     def counts_warm(self) -> bool:
         """Whether work counts what it takes with warm caches, and not what it does in its place."""
-        return self.testbed is not None and self.testbed.work == WARM
+        return self.testbed is not None and self.testbed.work == WARM and self.slowdown != 1
 
     @property
     def wanted_engines(self) -> tuple[str, ...]:

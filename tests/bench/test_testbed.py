@@ -49,6 +49,7 @@ name = "second"
 slowdown = 3
 memory_bytes = 100_000_000
 """
+SLOWLY = "dilation = 4\n" + SPEC.replace(str(RATE_BITS_PER_S), "40_000_000")
 
 
 def why_no_namespaces() -> str:
@@ -167,20 +168,20 @@ def test_devices_get_the_latency_of_their_links(monkeypatch: pytest.MonkeyPatch)
         return launch(given)
 
     monkeypatch.setattr(start.LocalWorkers, "launch", noted)
-    text = "dilation = 1.5\n" + SPEC + "[devices.link]\nrate_bits_per_s = 1e9\nlatency_s = 0.003\n"
+    text = SLOWLY + "[devices.link]\nrate_bits_per_s = 1e9\nlatency_s = 0.003\n"
     testbed = Testbed(parse_spec(text, name="two"), lambda text: None, namespaces=False)
     own = emulation_here().speed
     testbed.close()
-    assert (own.slowdown, own.latency_s, own.dilation) == (2, 0.002, 1.5)
+    assert (own.slowdown, own.latency_s, own.dilation) == (2, 0.002, 4)
     (other,) = [worker.parser().parse_args(each.options) for each in launches]
-    assert (other.slowdown, other.latency, other.dilation, other.memory_limit) == (3, 0.003, 1.5, 100_000_000)
+    assert (other.slowdown, other.latency, other.dilation, other.memory_limit) == (3, 0.003, 4, 100_000_000)
     assert (other.message_price, other.message_passing) == (str(own.price), str(own.passing))
 
 
 @pytest.mark.parametrize("namespaces", [pytest.param(True, marks=needs_namespaces), False])
 def test_in_a_testbed_whose_time_runs_slowly_seconds_are_the_devices(namespaces: bool):
     """Of one second of this machine the devices see a quarter: requests, links, profiles and traces alike."""
-    spec = parse_spec("dilation = 4\n" + SPEC, name="two").with_rate(4e7)
+    spec = parse_spec(SLOWLY, name="two")
     network, x = torch.nn.Conv2d(3, 8, 3).eval(), torch.rand(1, 3, 32, 32)
     testbed = Testbed(spec, lambda text: None, namespaces=namespaces)
     try:
@@ -210,8 +211,8 @@ def test_cables_are_slower_where_time_runs_slowly(monkeypatch: pytest.MonkeyPatc
             super().__init__(bytes_per_s)
 
     monkeypatch.setattr(start, "RelayProcess", Noted)
-    Testbed(parse_spec("dilation = 4\n" + SPEC, name="two"), lambda text: None, namespaces=False).close()
-    assert made == [[2e6 / 8 / 4] * 2]
+    Testbed(parse_spec(SLOWLY, name="two"), lambda text: None, namespaces=False).close()
+    assert made == [[4e7 / 8 / 4] * 2]
 
 
 @needs_namespaces

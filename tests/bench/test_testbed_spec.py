@@ -102,7 +102,7 @@ def test_a_file_of_ones_own_is_a_spec_too(tmp_path: Path):
         (
             "[link]",
             "dilation = 2\n[link]",
-            ["dilation is 2: it leaves a link 0.004 kbit/s", "keep 2 Mbit/s"],
+            ["dilation is 2: it leaves a link 0.004 kbit/s", "keep 1.5 Mbit/s"],
         ),
         ("[link]", "dilation = 'slow'\n[link]", ["dilation is 'slow': give a number"]),
         ("[link]", "[link", ["this is no TOML"]),

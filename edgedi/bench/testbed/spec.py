@@ -26,8 +26,9 @@ from typing import Any
 from edgedi.runtime.emulation.speed import Speed
 
 MOST_DEVICES = 64
-LEAST_RATE_BITS_PER_S = 2e6
-"""Under a dilation. Over slower links a worker looks lost while a large piece is under way."""
+LEAST_RATE_BITS_PER_S = 1.5e6
+"""Under a dilation, for each other device, as all share the coordinator's link. Over slower ones a worker looks lost
+while a large piece is under way."""
 WARM, IN_PLACE = "warm", "in place"
 WORK = (WARM, IN_PLACE)
 _RATE = re.compile(r"(\d+(?:\.\d+)?)([kMG])")
@@ -103,10 +104,11 @@ class Spec:
         _require_number("dilation", self.dilation)
         _ = Speed(dilation=self.dilation)
         rate = min((link.rate_bits_per_s for link in self.links), default=math.inf)
-        if self.dilation != 1 and rate < LEAST_RATE_BITS_PER_S:
+        least = LEAST_RATE_BITS_PER_S * (len(self.devices) - 1)
+        if self.dilation != 1 and rate < least:
             raise ValueError(
                 f"dilation is {self.dilation:g}: it leaves a link {_rate_text(rate)} on this machine, too little for "
-                f"signs of life to come in time; give less, or links that keep {_rate_text(LEAST_RATE_BITS_PER_S)}"
+                f"signs of life to come in time; give less, or links that keep {_rate_text(least)}"
             )
 
     @property

@@ -85,7 +85,8 @@ class Coordinator:
         pace: Pace | None = None,
     ) -> None:
         """With ``share`` worker 0 is in this process and is reached within it."""
-        self.clock = clock or clock_of(emulation_here().speed)
+        speed = emulation_here().speed
+        self.clock, self._dilation = clock or clock_of(speed), speed.dilation
         """By which deadlines are, and requests are timed."""
         self._pace = pace_of(emulation_here().speed) if pace is None else pace
         self._context = zmq.Context() if share is None else share.context
@@ -123,6 +124,10 @@ class Coordinator:
     def tell(self, worker: int, message: Message) -> None:
         """Send without expecting an answer."""
         self._call(lambda: self._send(self._links[worker], message))
+
+    def waiting_s(self, seconds: float) -> float:
+        """How long this machine waits where its workers may take so many seconds of theirs."""
+        return self._dilation * seconds
 
     def ask(self, worker: int, message: Message | None, *answers: type) -> Future[Any]:
         """Send ``message`` (or nothing) and wait for the next message of a kind in ``answers``."""
@@ -279,7 +284,8 @@ class Coordinator:
         if request is None:
             return  # late: its request has ended
         request.run.deliver(piece_of(piece), piece.source, tensor_of(piece, own=True))
-        self._pace.heard(len(piece.payload))
+        sent_from = request.links[piece.source : piece.source + 1]  # none, where it names a participant that is none
+        self._pace.heard(len(piece.payload), passed=not any(self._links[link].is_inside for link in sent_from))
         self._advance(request)
 
     def _advance(self, request: Request) -> None:

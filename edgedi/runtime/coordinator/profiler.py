@@ -173,13 +173,14 @@ def deploy_message(
 
 def install(coordinator: Coordinator, deploys: Mapping[int, Deploy], shipment: Shipment) -> dict[int, Ready]:
     """Deploy to workers (by link number), send what weights they lack, wait until all are ready."""
+    patience_s = coordinator.waiting_s(INSTALL_TIMEOUT_S)
     ready = {worker: coordinator.ask(worker, None, Ready) for worker in deploys}  # asked first: it may come at once
     need = {worker: coordinator.ask(worker, deploy, NeedWeights) for worker, deploy in deploys.items()}
     for worker, asked in need.items():
-        for digest in answer_of(asked, INSTALL_TIMEOUT_S, "deploying a program").digests:
+        for digest in answer_of(asked, patience_s, "deploying a program").digests:
             payload, dtype, shape, _ = to_wire(shipment.tensors[digest])
             coordinator.tell(worker, Weights(digest=digest, dtype=dtype, shape=shape, payload=payload))
-    return {worker: answer_of(future, INSTALL_TIMEOUT_S, "installing a program") for worker, future in ready.items()}
+    return {worker: answer_of(future, patience_s, "installing a program") for worker, future in ready.items()}
 
 
 def _profile(welcome: Welcome, graph: LayerGraph, measured: Mapping[tuple[str, int], Measured]) -> DeviceProfile:

@@ -57,7 +57,7 @@ def request_seconds(
             done=done,
         )
     )
-    answer_of(answered, TIMEOUT_S, "trying out a plan")
+    answer_of(answered, coordinator.waiting_s(TIMEOUT_S), "trying out a plan")
     return coordinator.clock() - started_s
 
 

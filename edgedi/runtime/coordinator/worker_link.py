@@ -56,7 +56,8 @@ class WorkerLink:
         self._asked: list[tuple[tuple[type, ...], Future[Any]]] = []
         self._shook_hands, self._broken_greetings = False, 0
         self._halo: HaloLink | None = None
-        self._is_inside = inside is not None
+        self.is_inside = inside is not None
+        """Whether it is this process's own share, reached through memory."""
         self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
         apply_socket_options(self.socket, ipv6=":" in address.host)
         self.socket.setsockopt(zmq.IMMEDIATE, 0)  # the greeting waits for the connection; a lost link is not retried
@@ -85,7 +86,7 @@ class WorkerLink:
         try:
             self.socket.send(header, zmq.NOBLOCK | (zmq.SNDMORE if payload else 0))
             if payload:
-                send_payload(self.socket, payload[0], zmq.NOBLOCK, whole=self._is_inside)
+                send_payload(self.socket, payload[0], zmq.NOBLOCK, whole=self.is_inside)
                 self.sent_bytes += len(payload[0])
         except zmq.Again:
             return False

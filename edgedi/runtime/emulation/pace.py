@@ -6,8 +6,8 @@ until the slow one would have been ready: before everything that others can see 
 
 * What counts is the processor time of the thread that computes and talks. Moving bytes is done by libzmq's thread and
   the kernel: a link's rate stands for it.
-* A process that sleeps nine tenths of its time finds its caches cold, and wakes another core for every message: layers
-  take a quarter to a half more than on a device that is busy, work on messages several times as much. So with a price
+* A process that sleeps nine tenths of its time finds its caches cold, and wakes another core for every message: small
+  layers take up to a third more than on a device that is busy, work on messages several times as much. So with a price
   of messages (``Speed.price``) both count what they take with warm caches: messages their price, layers what they took
   when the program was rehearsed (``computed``). Without one they count as measured in their place, cold caches and all.
 * Time for which the machine ran somebody else does not count, so that eight such devices fit on two cores.
@@ -54,8 +54,9 @@ class Pace(Protocol):
         """Within it a message is packed and sent: it leaves when the device is ready with all before it and with it."""
         ...
 
-    def heard(self, num_bytes: int) -> None:
-        """What was done since the device was last ready was taking in a message of so many bytes."""
+    def heard(self, num_bytes: int, *, passed: bool = True) -> None:
+        """What was done since the device was last ready was taking in a message of so many bytes; ``passed`` on by a
+        network library, or else through memory."""
         ...
 
     def computed(self, cpu_s: float) -> None:
@@ -86,7 +87,7 @@ class FullSpeed:
         """See ``Pace``."""
         return _AT_ONCE
 
-    def heard(self, num_bytes: int) -> None:
+    def heard(self, num_bytes: int, *, passed: bool = True) -> None:
         """See ``Pace``."""
 
     def computed(self, cpu_s: float) -> None:
@@ -138,6 +139,7 @@ class Slowed:
         used_s = self._cpu()
         self._at_s += self._speed.slowdown * (used_s - self._used_s)
         self._used_s = used_s
+        self._rested = False
         self._sleep_until(self._at_s)
 
     @contextmanager
@@ -153,10 +155,10 @@ class Slowed:
         yield
         self._used_s = self._cpu()
 
-    def heard(self, num_bytes: int) -> None:
+    def heard(self, num_bytes: int, *, passed: bool = True) -> None:
         """See ``Pace``."""
         price, passing = self._speed.price, self._speed.passing
-        if passing is not None and self._rested:
+        if passing is not None and passed and self._rested:
             self._at_s += self._speed.slowdown * passing.seconds(num_bytes)
         if price is not None:
             self.computed(price.seconds(num_bytes))

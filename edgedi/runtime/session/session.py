@@ -143,7 +143,7 @@ class Session:
         if self._closed:
             raise WorkerLost("the session is closed")
         started_s = self._coordinator.clock()
-        if not self._slots.acquire(timeout=self._timeout_s):
+        if not self._slots.acquire(timeout=self._coordinator.waiting_s(self._timeout_s)):
             raise WorkerLost(f"no request of those in flight ended within {self._timeout_s} s")
         ticket = _Ticket(inputs=inputs, started_s=started_s, recording=recording, is_waited_for=is_waited_for)
         ticket.future.set_running_or_notify_cancel()
@@ -280,7 +280,9 @@ class Session:
     def _try_out(self, deployment: Deployment) -> None:
         """The latest request once more, under a plan that is not in use yet; of another shape, the next one decides."""
         inputs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self._last_inputs)
-        if self._plans.capture_of(inputs) is not deployment.capture or not self._slots.acquire(timeout=self._timeout_s):
+        if self._plans.capture_of(inputs) is not deployment.capture or not self._slots.acquire(
+            timeout=self._coordinator.waiting_s(self._timeout_s)
+        ):
             return
         ticket = _Ticket(inputs=inputs, started_s=self._coordinator.clock(), counted=False)
         try:

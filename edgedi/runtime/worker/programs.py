@@ -125,7 +125,14 @@ class WorkerPrograms:
             deploy.program, deploy.layers, self._store, self._packer,
             limit_bytes=options.memory_limit_bytes, device=options.device, engines=groups, engine_bytes=engine_bytes,
         )  # fmt: skip
-        return priced(loaded, rehearse(loaded), self._charge) if options.speed.counts_warm else loaded
+        return self._rehearsed(loaded) if options.speed.counts_warm else loaded
+
+    def _rehearsed(self, loaded: LoadedProgram) -> LoadedProgram:
+        """For an emulated device: charged for every instruction."""
+        try:
+            return priced(loaded, rehearse(loaded), self._charge)
+        except Exception as error:  # whatever an operator raises over noise
+            raise RemoteProtocolError(f"the program does not run: {type(error).__name__}: {error}") from error
 
     def _check_peers(self, deploy: Deploy) -> None:
         """Links between workers are as this worker's own: all with keys, or all open."""

@@ -25,6 +25,8 @@ class WorkerSockets:
     def __init__(self, options: WorkerOptions, context: zmq.Context[Any], home_endpoint: str | None) -> None:
         """``home_endpoint`` is a way in for the process that owns ``context`` alone (inproc)."""
         self._options, self._context, self._home_endpoint = options, context, home_endpoint
+        self.is_home_inside = home_endpoint is not None
+        """Whether the coordinator is in this process, reached through memory."""
         self._authenticator: Authenticator | None = None
         self._socket = context.socket(zmq.ROUTER)
         self.poller = zmq.Poller()

@@ -322,15 +322,19 @@ class Worker:
             self._end(key)
             return
         request.run.deliver(named, piece.source, tensor_of(piece, own=False).to(self._options.device))
-        self._pace.heard(len(piece.payload))
+        self._pace.heard(len(piece.payload), passed=piece.source != HOME or not self._sockets.is_home_inside)
 
     def _charge(self, cpu_s: float) -> None:
         self._charged.computed(cpu_s)
 
+    def _drop_between(self) -> None:
+        """What is done between two instructions counts with the second, where they count as rehearsed."""
+        if self._options.speed.counts_warm:
+            self._pace.computed(0.0)
+
     def _settled_clock(self) -> float:
         """What an emulated device's clock shows once it is ready with what it did."""
-        if self._options.speed.counts_warm:
-            self._pace.computed(0.0)  # what is between two instructions counts as part of them
+        self._drop_between()
         self._pace.settle()
         return self._clock()
 
@@ -394,6 +398,7 @@ class Worker:
         except Exception as error:  # of an operator, a link or a peer: it belongs to this request
             self._fail(key, request, error)
             done = True
+        self._drop_between()
         self._pace.settle()
         busy_s = self._clock() - started_s
         self._counts["busy_s"] += busy_s
@@ -428,6 +433,7 @@ class Worker:
         self, key: events.Request, request: _Request, piece: ProgramPiece, tensor: Tensor, target: int
     ) -> None:
         left_s = request.deadline_s - self._clock()
+        self._drop_between()
         with self._pace.sending(tensor.nbytes):
             message = message_of(key, piece, tensor, source=request.installed.deploy.participant, deadline_s=left_s)
             self._counts["sent_bytes"] += len(message.payload)

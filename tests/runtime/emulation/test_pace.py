@@ -144,6 +144,26 @@ def test_a_busy_device_has_another_core_to_pass_messages_on():
     assert world.now_s == pytest.approx(100.01 + 10 * (2e-5 + 1e-6))
 
 
+def test_what_comes_while_a_device_computes_finds_it_busy_though_it_rested_before():
+    world = World(PASSED)
+    world.pace.wait(world.poll(None, 0.5), 1000)
+    world.pace.heard(1_000)
+    world.pace.heard(1_000)  # was there as well
+    world.pace.computed(0.01)
+    world.pace.settle()
+    world.pace.heard(1_000)
+    world.pace.settle()
+    assert world.now_s == pytest.approx(100.5 + 10 * (3 * (2e-5 + 1e-6) + 2 * (3e-5 + 2e-6) + 0.01))
+
+
+def test_what_comes_through_memory_is_passed_on_by_nobody():
+    world = World(PASSED)
+    world.pace.wait(world.poll(None, 0.5), 1000)
+    world.pace.heard(1_000, passed=False)
+    world.pace.settle()
+    assert world.now_s == pytest.approx(100.5 + 10 * (2e-5 + 1e-6))
+
+
 def test_time_of_a_device_may_run_slowly(monkeypatch: pytest.MonkeyPatch):
     machine = {"now_s": 400.0, "used_s": 1.0}
     slept: list[float] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from edgedi.partition.capture.capture import capture_model
 from edgedi.partition.plan.lowering import lower
 from edgedi.partition.plan.program import Join, Run, Send
+from edgedi.runtime.execution import rehearsal
 from edgedi.runtime.execution.changed import Changed, Kernel
 from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
 from edgedi.runtime.execution.loading import expected_pieces
@@ -118,6 +121,28 @@ def test_the_shortest_batch_counts_once_no_shorter_one_follows() -> None:
     assert next(runs) == 0.001, "the last batch was not asked for"
     assert REPEATS == 5
     assert SETTLED == 4
+
+
+def test_parts_are_those_of_one_run() -> None:
+    """Medians of each part would be 1 and 1: less than any run took."""
+    runs = itertools.chain([{0: 9.0, 1: 9.0}], itertools.cycle([{0: 1.0, 1: 3.0}, {0: 3.5, 1: 1.0}, {0: 1.0, 1: 1.0}]))
+    clock = itertools.count()
+    assert steady(lambda: next(runs), lambda: float(next(clock))) in ({0: 1.0, 1: 3.0}, {0: 3.5, 1: 1.0})
+
+
+def test_devices_rehearse_one_at_a_time(loaded: LoadedProgram) -> None:
+    ticks = itertools.count()
+    rehearse(loaded, lambda: 1e-6 * next(ticks))  # takes the lock, and gives it back
+    with open(rehearsal.__file__, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        done = threading.Event()
+        waiting = threading.Thread(target=lambda: (rehearse(loaded, lambda: 1e-6 * next(ticks)), done.set()))
+        waiting.start()
+        waiting.join(0.2)
+        assert not done.is_set()
+        fcntl.flock(file, fcntl.LOCK_UN)
+    waiting.join(60)
+    assert done.is_set()
 
 
 def test_long_programs_are_not_run_for_ever() -> None:

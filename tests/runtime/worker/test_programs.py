@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from edgedi.errors import RemoteProtocolError
 from edgedi.partition.capture.capture import capture_model
 from edgedi.partition.graph.geometry import Interval
 from edgedi.partition.graph.graph import LayerGraph
@@ -143,6 +144,21 @@ def test_an_emulated_device_is_charged_what_was_rehearsed(monkeypatch: pytest.Mo
     runs = [number for number, step in enumerate(rehearsed[0].steps) if isinstance(step.instruction, Run)]
     assert warm == [float(number) for number in runs]
     assert in_place == real == []
+
+
+def test_a_program_that_cannot_be_rehearsed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(loaded: LoadedProgram) -> dict[int, float]:
+        raise IndexError("index 7 is out of bounds")
+
+    monkeypatch.setattr("edgedi.runtime.worker.programs.rehearse", fails)
+    (deploy, _), shipment = deploys()
+    speed = Speed(slowdown=10, price=MessagePrice(message_s=1e-5, byte_s=0))
+    programs = WorkerPrograms(WorkerOptions(engine="torch", speed=speed))
+    for digest in programs.missing(weight["digest"] for weight in deploy.weights):
+        programs._store.add(digest, shipment.tensors[digest])
+    programs.expect(deploy)
+    with pytest.raises(RemoteProtocolError, match="the program does not run: IndexError: index 7 is out of bounds"):
+        programs.install(deploy)
 
 
 EMULATED = Speed(slowdown=10)
