@@ -377,12 +377,13 @@ def test_an_engine_of_an_emulated_device_is_timed_by_its_processor_time():
 
 @pytest.mark.parametrize("keys", [True, False])
 def test_the_price_of_a_message_is_half_of_what_both_ends_take(keys: bool):
-    ticks = itertools.count()
+    ticks, cores = itertools.count(), os.sched_getaffinity(0)
     price, passing = measured_price(keys=keys, thread=lambda: 1e-6 * next(ticks), process=lambda: 5e-6 * next(ticks))
     assert price.message_s == pytest.approx(1e-6)  # looked at twice for each end
     assert price.byte_s == pytest.approx(0, abs=1e-18)
     assert passing.message_s > 0
     assert passing.byte_s >= 0
+    assert os.sched_getaffinity(0) == cores
 
 
 def test_passing_on_is_what_other_threads_took():

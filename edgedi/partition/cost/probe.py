@@ -22,7 +22,8 @@ _ELEMENT_BYTES = 4
 
 COLD = 2.0
 """In a network code and data of an exchange lie cold in the caches, here warm. With a computation on 4 MB before each
-send a trip took two to three times as long; but that must be subtracted again, and what is left is mostly noise."""
+send a trip took two to three times as long; but that must be subtracted again, and what is left is mostly noise. Not so
+on emulated devices whose work counts what it takes with warm caches."""
 
 _X, _Y = Piece("x"), Piece("y")
 
@@ -61,7 +62,7 @@ LEAST_S = 1e-5
 """No message is cheaper than this, whatever noise says."""
 
 
-def link_of_trips(one_way_s: Mapping[int, float]) -> LinkProfile:
+def link_of_trips(one_way_s: Mapping[int, float], *, cold: float = COLD) -> LinkProfile:
     """The link over which a message of so many bytes takes so many seconds, from two sizes.
 
     A trip is latency, processor time at both ends, and bytes. The parts cannot be told apart from outside: half of what
@@ -69,7 +70,7 @@ def link_of_trips(one_way_s: Mapping[int, float]) -> LinkProfile:
     """
     (small, small_s), (large, large_s) = sorted(one_way_s.items())
     per_byte_s = max((large_s - small_s) / (large - small), 1 / MOST_BYTES_PER_S)
-    fixed_s = COLD * max(small_s - per_byte_s * small, LEAST_S)
+    fixed_s = cold * max(small_s - per_byte_s * small, LEAST_S)
     return LinkProfile(latency_s=fixed_s / 2, bytes_per_s=1 / per_byte_s, message_cpu_s=fixed_s / 4)
 
 

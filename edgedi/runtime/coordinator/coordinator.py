@@ -85,10 +85,11 @@ class Coordinator:
         pace: Pace | None = None,
     ) -> None:
         """With ``share`` worker 0 is in this process and is reached within it."""
-        speed = emulation_here().speed
-        self.clock, self._dilation = clock or clock_of(speed), speed.dilation
+        self.speed = emulation_here().speed
+        """Of the device that this process is."""
+        self.clock = clock or clock_of(self.speed)
         """By which deadlines are, and requests are timed."""
-        self._pace = pace_of(emulation_here().speed) if pace is None else pace
+        self._pace = pace_of(self.speed) if pace is None else pace
         self._context = zmq.Context() if share is None else share.context
         self._owns_context = share is None
         self._poller = zmq.Poller()
@@ -127,7 +128,7 @@ class Coordinator:
 
     def waiting_s(self, seconds: float) -> float:
         """How long this machine waits where its workers may take so many seconds of theirs."""
-        return self._dilation * seconds
+        return self.speed.dilation * seconds
 
     def ask(self, worker: int, message: Message | None, *answers: type) -> Future[Any]:
         """Send ``message`` (or nothing) and wait for the next message of a kind in ``answers``."""

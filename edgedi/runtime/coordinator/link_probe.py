@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
-from edgedi.partition.cost.probe import link_of_trips, probe_programs
+from edgedi.partition.cost.probe import COLD, link_of_trips, probe_programs
 from edgedi.partition.cost.profile import LinkProfile
 from edgedi.partition.plan.plan import HOME
 from edgedi.partition.plan.program import ProgramSet
@@ -46,7 +46,7 @@ class LinkProbe:
         for size in SIZES_BYTES:
             short_s, long_s = (self._seconds(probe_programs(size, n, home=home), links) for n in TRIPS)
             one_way_s[size] = max(0.0, long_s - short_s) / (2 * (TRIPS[1] - TRIPS[0]))
-        return link_of_trips(one_way_s)
+        return link_of_trips(one_way_s, cold=1.0 if self._coordinator.speed.counts_warm else COLD)
 
     def _seconds(self, programs: ProgramSet, links: Sequence[int]) -> float:
         """The usual time that a request of ``programs`` takes: the least would flatter links that others use too."""

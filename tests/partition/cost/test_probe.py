@@ -72,6 +72,9 @@ def test_a_link_gives_back_what_its_trips_took(fixed_s: float, bytes_per_s: floa
 @given(st.floats(0, 1e-2), st.floats(0, 1e-2))
 def test_noise_never_makes_a_link_that_costs_nothing(small_s: float, large_s: float) -> None:
     link = link_of_trips({4096: small_s, 262_144: large_s})
+    warm = link_of_trips({4096: small_s, 262_144: large_s}, cold=1.0)
+    assert (COLD * warm.latency_s, COLD * warm.message_cpu_s) == (link.latency_s, link.message_cpu_s)
+    assert warm.bytes_per_s == link.bytes_per_s
     assert link.latency_s > 0
     assert link.message_cpu_s > 0
     assert 0 < link.bytes_per_s < math.inf
