@@ -195,6 +195,7 @@ class WorkerPrograms:
             device=self._options.device,
             groups=self._groups(),
             clock=clock,
+            rehearsed_at=self._options.speed.slowdown if self._options.speed.counts_warm else None,
         )
         release_freed_memory()
         return Measured(seconds=seconds, engine_factor=engine_factor)
