@@ -197,7 +197,7 @@ def test_in_a_testbed_whose_time_runs_slowly_seconds_are_the_devices(namespaces:
     finally:
         testbed.close()
     assert 2 * 0.002 < taken_s <= passed_s / 4  # there and back
-    assert link.latency_s + 2 * link.message_cpu_s > 0.002
+    assert link.latency_s + 2 * link.message_cpu_s > 0.001  # who is not at rest hears of a message earlier
     assert link.bytes_per_s < 1.5 * 4e7 / 8
     assert {span.participant for span in spans} == {-1, 0, 1}
 
