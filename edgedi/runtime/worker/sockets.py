@@ -25,14 +25,17 @@ class WorkerSockets:
     def __init__(self, options: WorkerOptions, context: zmq.Context[Any], home_endpoint: str | None) -> None:
         """``home_endpoint`` is a way in for the process that owns ``context`` alone (inproc)."""
         self._options, self._context, self._home_endpoint = options, context, home_endpoint
-        self.is_home_inside = home_endpoint is not None
-        """Whether the coordinator is in this process, reached through memory."""
         self._authenticator: Authenticator | None = None
         self._socket = context.socket(zmq.ROUTER)
         self.poller = zmq.Poller()
         self.poller.register(self._socket, zmq.POLLIN)
         emulated = options.speed.is_emulated or options.proxy is not None  # no short ways, and no looking for halos
         self._halos = HaloInbox(self.poller, log) if halo_links.supported() and not emulated else None
+
+    @property
+    def is_home_inside(self) -> bool:
+        """Whether the coordinator is in this process, reached through memory."""
+        return self._home_endpoint is not None
 
     def bind(self) -> int:
         """Listen; returns the port. ``EdgediError`` where that is not possible."""
@@ -78,7 +81,7 @@ class WorkerSockets:
             return None, False
         key = peer_key(frame)
         # Links from outside all prove a key here; one without is this process's own, if it has a way in.
-        from_home = key is None and self._home_endpoint is not None
+        from_home = key is None and self.is_home_inside
         return key, not from_home and (key is None or not self._authenticator.is_client(key))
 
     @property
