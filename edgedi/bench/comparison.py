@@ -25,6 +25,7 @@ from edgedi.bench.progress import Teller
 from edgedi.bench.report import ONE_WORKER, Disturbance, Machine, Memory, Report, Result, Single, Split, Traffic
 from edgedi.bench.settings import Settings
 from edgedi.errors import EdgediError
+from edgedi.partition.cost.profile import ClusterProfile
 from edgedi.partition.plan.plan import Plan
 from edgedi.partition.plan.program import ProgramSet
 from edgedi.runtime.session.distribute import distribute
@@ -154,18 +155,24 @@ class _Run:
         """One worker alone, then every planner on all of them and on as many as were asked for besides."""
         everybody = self._settings.num_workers
         made = [self._session(ONE_WORKER, ONE_WORKER, devices, everybody)]
+        known = made[0].session.profile
         for planner in self._settings.planners:
             for count in sorted({*self._settings.counts, everybody}, reverse=True):
                 name = planner if count == everybody else f"{planner} on {count}"
                 if planner != ONE_WORKER:
-                    made.append(self._session(name, planner, devices, count))
+                    made.append(self._session(name, planner, devices, count, known))
         return made
 
-    def _session(self, name: str, planner: str, devices: Devices, count: int) -> SessionContender:
-        """A session that keeps its plan, and fails rather than answer by itself: its seconds are the plan's."""
+    def _session(
+        self, name: str, planner: str, devices: Devices, count: int, known: ClusterProfile | None = None
+    ) -> SessionContender:
+        """A session that keeps its plan, and fails rather than answer by itself: its seconds are the plan's. Links are
+        measured by the first one, for all."""
+        links = known.subset(range(count)).links if known is not None else None
         session = distribute(
-            self._network, self._inputs, devices.addresses[: count - devices.share], planner=planner, rebalance=False,
-            local=devices.share, key=devices.key, allow_local=False, progress=self._teller.about(name),
+            self._network, self._inputs, devices.addresses[: count - devices.share], planner=planner, links=links,
+            local=devices.share, key=devices.key, rebalance=False, allow_local=False,
+            progress=self._teller.about(name),
         )  # fmt: skip
         self._stack.enter_context(session)
         return SessionContender(name, session, [self._inputs], devices.clock)

@@ -31,6 +31,7 @@ from edgedi.bench.numbers import Ratio, times_as_fast
 from edgedi.bench.progress import Teller
 from edgedi.bench.report import Machine, Result
 from edgedi.bench.settings import Settings
+from edgedi.partition.cost.profile import Links
 from edgedi.partition.plan.placement import Placement
 from edgedi.partition.throughput.dealing import default_in_flight
 from edgedi.runtime.session.distribute import distribute
@@ -222,15 +223,19 @@ class _Run:
         """One worker (of all the one that ``single`` takes), each planner's plan for latency with as many requests in
         flight, and what throughput chooses."""
         made = [self._session(ONE_WORKER, devices, "single", "latency")]
+        links = made[0].session.profile.links
         for planner in self._settings.planners:
-            made.append(self._session(f"{planner}, in flight", devices, planner, "latency"))
-        return [*made, self._session(THROUGHPUT, devices, self._settings.planners[0], THROUGHPUT)]
+            made.append(self._session(f"{planner}, in flight", devices, planner, "latency", links))
+        return [*made, self._session(THROUGHPUT, devices, self._settings.planners[0], THROUGHPUT, links)]
 
-    def _session(self, name: str, devices: Devices, planner: str, objective: str) -> StreamContender:
+    def _session(
+        self, name: str, devices: Devices, planner: str, objective: str, links: Links | None = None
+    ) -> StreamContender:
+        """Links are measured by the first one, for all."""
         in_flight = default_in_flight(self._settings.num_workers, THROUGHPUT)
         session = distribute(
-            self._network, self._inputs, devices.addresses, planner=planner, objective=objective, local=devices.share,
-            key=devices.key, max_in_flight=in_flight, allow_local=False, rebalance=False,
+            self._network, self._inputs, devices.addresses, planner=planner, objective=objective, links=links,
+            local=devices.share, key=devices.key, max_in_flight=in_flight, allow_local=False, rebalance=False,
             progress=self._teller.about(name),
         )  # fmt: skip
         self._stack.enter_context(session)

@@ -193,6 +193,17 @@ class LinkProfile:
         )
 
 
+Links = Mapping[tuple[int, int], LinkProfile]
+"""By (source, target): the workers' numbers, and ``plan.HOME`` (-1) for the coordinator."""
+
+
+def require_links(links: Links, num_workers: int) -> None:
+    """``ValueError`` unless each is between two of so many workers, or between one and the coordinator."""
+    for source, target in links:
+        if source == target or not all(-1 <= end < num_workers for end in (source, target)):
+            raise ValueError(f"there is no link from {source} to {target} among {num_workers} workers")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterProfile:
     """The workers' devices in order, and the links between participants.
@@ -204,16 +215,14 @@ class ClusterProfile:
 
     devices: tuple[DeviceProfile, ...]
     link: LinkProfile = field(default_factory=LinkProfile)
-    links: Mapping[tuple[int, int], LinkProfile] = field(default_factory=dict)
+    links: Links = field(default_factory=dict)
     home: DeviceProfile | None = None
 
     def __post_init__(self) -> None:
         if not self.devices:
             raise ValueError("a cluster has at least one device")
         object.__setattr__(self, "links", MappingProxyType(dict(self.links)))
-        for source, target in self.links:
-            if source == target or not all(-1 <= end < len(self.devices) for end in (source, target)):
-                raise ValueError(f"there is no link from {source} to {target} among {len(self.devices)} workers")
+        require_links(self.links, len(self.devices))
 
     def __reduce__(self) -> Any:
         raise TypeError("profiles travel as JSON: use to_json")
@@ -252,7 +261,7 @@ class ClusterProfile:
         devices = tuple(device.scaled(1 / speed) for device, speed in zip(self.devices, speeds, strict=True))
         return replace(self, devices=devices)
 
-    def with_links(self, links: Mapping[tuple[int, int], LinkProfile]) -> ClusterProfile:
+    def with_links(self, links: Links) -> ClusterProfile:
         """A copy with these links overridden as well."""
         return replace(self, links={**self.links, **links})
 

@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout  # the builtin one only from Python 3.11 on
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 from edgedi.errors import EdgediError, WorkerLost
 from edgedi.partition.capture.capture import Capture
 from edgedi.partition.cost.busy import busy_seconds
-from edgedi.partition.cost.probe import links_along
-from edgedi.partition.cost.profile import ClusterProfile, DeviceProfile, LinkProfile
+from edgedi.partition.cost.profile import ClusterProfile, DeviceProfile, Links
 from edgedi.partition.plan.lowering import lower
 from edgedi.partition.plan.placement import Placement, Replica
 from edgedi.partition.plan.plan import HOME, Plan
@@ -24,7 +22,8 @@ from edgedi.partition.plan.program import ProgramSet
 from edgedi.partition.plan.simulate import simulate
 from edgedi.partition.throughput.throughput import place, place_to_try
 from edgedi.runtime.coordinator.coordinator import Coordinator
-from edgedi.runtime.coordinator.link_probe import PROBE_ROOM_BYTES, LinkProbe
+from edgedi.runtime.coordinator.known_links import KnownLinks
+from edgedi.runtime.coordinator.link_probe import LinkProbe
 from edgedi.runtime.coordinator.profiler import deploy_message, device_profiles, install
 from edgedi.runtime.coordinator.trial import answer_seconds, may_be_tried, noise_inputs, quickest, request_seconds
 from edgedi.runtime.execution.executor import LoadedProgram
@@ -40,8 +39,6 @@ from edgedi.runtime.wire.messages import Deploy, Hello, Welcome
 from edgedi.runtime.worker.local_share import LocalShare
 
 HELLO_TIMEOUT_S = 5.0
-SMALL_DEVICE_LINK = LinkProfile(latency_s=1e-4, bytes_per_s=1.25e7, message_cpu_s=1e-4)
-"""Taken where a worker has no room for the programs that measure links: 100 Mbit/s."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -84,6 +81,7 @@ class Deployer:
         session: str,
         planner: str,
         profile: ClusterProfile | None,
+        links: Links | None,
         say: Callable[[str], None],
         share: LocalShare | None = None,
         objective: str = "latency",
@@ -95,12 +93,10 @@ class Deployer:
         self._coordinator, self._addresses, self._session = coordinator, addresses, session
         self._planner, self._objective, self._given, self._say = planner, objective, profile, say
         self._packer = fused.Packer() if fused.available() else None
-        self._links: dict[int, LinkProfile] = {}
-        self._pairs: dict[tuple[int, int], LinkProfile] = {}
-        self._probe = LinkProbe(coordinator, session, self._install_probe)
         self._next_epoch = 0
         self._making = threading.RLock()  # one deployment at a time: workers answer in order
         self.welcomes: list[Welcome] = []
+        self._links = KnownLinks(links, LinkProbe(coordinator, session, self._install_probe), self.welcomes, say)
         self.slowdowns: dict[int, float] = {}
         """By link, how many times as slow as its profile a worker has been found to be; the others are as measured."""
 
@@ -299,43 +295,10 @@ class Deployer:
                 raise ValueError(
                     f"profile has {len(self._given.devices)} devices for {len(self._addresses)} workers: give one each"
                 )
-            devices = tuple(self._given.devices[link] for link in alive)
-            participant = {link: index for index, link in enumerate(alive)} | {HOME: HOME}
-            links = {
-                (participant[a], participant[b]): profile
-                for (a, b), profile in self._given.links.items()
-                if a in participant and b in participant
-            }
-            return ClusterProfile(devices=devices, link=self._given.link, links=links, home=self._given.home)
-        return self._measured(capture, alive)
-
-    def _measured(self, capture: Capture, alive: Sequence[int]) -> ClusterProfile:
+            return self._given.subset(alive)
         welcomes = {link: self.welcomes[link] for link in alive}
         devices = device_profiles(self._coordinator, capture, welcomes, self._say)
-        for link in alive:
-            if link not in self._links and not self._has_room(link):
-                self._links[link] = SMALL_DEVICE_LINK
-            if link not in self._links:
-                self._say(f"measuring the link to {self.welcomes[link].name}")
-                self._links[link] = self._probe.to_home(link)
-        links = links_along([self._between(a, b) for a, b in pairwise(alive)])
-        links |= {(HOME, p): self._links[link] for p, link in enumerate(alive)}
-        links |= {(p, HOME): self._links[link] for p, link in enumerate(alive)}
-        return ClusterProfile(devices=devices, links=links)
-
-    def _between(self, one: int, other: int) -> LinkProfile:
-        """The link between two workers, measured when it is first asked for."""
-        pair = (one, other)
-        if not (self._has_room(one) and self._has_room(other)):
-            return SMALL_DEVICE_LINK
-        if pair not in self._pairs:
-            self._say(f"measuring the link between {self.welcomes[one].name} and {self.welcomes[other].name}")
-            self._pairs[pair] = self._probe.between(one, other)
-        return self._pairs[pair]
-
-    def _has_room(self, link: int) -> bool:
-        limit_bytes = self.welcomes[link].memory_limit_bytes
-        return limit_bytes is None or limit_bytes >= PROBE_ROOM_BYTES
+        return ClusterProfile(devices=devices, links=self._links.among(alive))
 
     def _install_probe(self, programs: ProgramSet, links: Sequence[int]) -> int:
         epoch = self._new_epoch()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from edgedi.partition.capture.capture import as_arguments, capture_model, check_model
-from edgedi.partition.cost.profile import ClusterProfile
+from edgedi.partition.cost.profile import ClusterProfile, Links, require_links
 from edgedi.partition.planners.by_name import planners
 from edgedi.partition.throughput.dealing import default_in_flight
 from edgedi.partition.throughput.throughput import OBJECTIVES
@@ -33,6 +33,7 @@ def distribute(
     planner: str = "oodp",
     objective: str = "latency",
     profile: ClusterProfile | str | Path | None = None,
+    links: Links | None = None,
     key: str | Path | None = None,
     verify: str = "first",
     allow_local: bool = True,
@@ -48,7 +49,9 @@ def distribute(
     ``host:port`` (looked up among the known workers) or ``host:port#public-key`` of running ones. ``objective`` is
     ``"latency"``, the time of one request, or ``"throughput"``, requests a second with many in flight
     (``session.stream``): then workers may answer whole requests each, or stand in a pipeline. ``profile`` (a
-    ``ClusterProfile`` or a JSON file) replaces measuring. ``verify`` is ``"first"``, ``"always"`` or ``"never"``.
+    ``ClusterProfile`` or a JSON file) replaces measuring. ``links`` replaces measuring these links alone, as by another
+    session's ``profile.links``: ``(source, target)`` to ``LinkProfile``, workers by number and ``-1`` for this process.
+    ``verify`` is ``"first"``, ``"always"`` or ``"never"``.
     ``max_in_flight`` requests are under way at most: 4 by default, for throughput 3 for each worker if that is more.
     ``rebalance`` plans anew, between requests, when devices change their speed (``balance_state`` says when).
     ``timeout_s`` bounds each request. ``progress`` is called with a line per step; by default a terminal shows them.
@@ -60,6 +63,8 @@ def distribute(
     """
     check_model(model)
     _check_options(planner, objective, verify, max_in_flight, timeout_s)
+    if profile is not None and links is not None:
+        raise ValueError("profile and links: a profile has links already, give one of the two")
     say = _progress(progress)
     _check_local(local)
     keypair = load_keypair(Path(key).expanduser()) if key is not None else None
@@ -78,9 +83,11 @@ def distribute(
             undo.callback(share.join)
             undo.callback(share.stop)
             addresses = (share.address, *addresses)
+        if links is not None:
+            require_links(links, len(addresses))
         session = Session(
             model, addresses, keypair,
-            planner=planner, objective=objective, profile=_read_profile(profile), verify=verify,
+            planner=planner, objective=objective, profile=_read_profile(profile), links=links, verify=verify,
             allow_local=allow_local, max_in_flight=max_in_flight or default_in_flight(len(addresses), objective),
             timeout_s=timeout_s, rebalance=rebalance, say=say, local=started, share=share,
         )  # fmt: skip

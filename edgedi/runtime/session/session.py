@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from edgedi.errors import EdgediError, WorkerLost
 from edgedi.partition.capture.capture import Capture, as_arguments
-from edgedi.partition.cost.profile import ClusterProfile
+from edgedi.partition.cost.profile import ClusterProfile, Links
 from edgedi.partition.plan.placement import Placement
 from edgedi.partition.plan.plan import Plan
 from edgedi.partition.plan.program import ProgramSet
@@ -84,6 +84,7 @@ class Session:
         planner: str,
         objective: str,
         profile: ClusterProfile | None,
+        links: Links | None,
         verify: str,
         allow_local: bool,
         max_in_flight: int,
@@ -106,8 +107,9 @@ class Session:
         self._helpers = ThreadPoolExecutor(1, thread_name_prefix="edgedi-verify")
         self._coordinator = Coordinator(self._addresses, keypair, share=share)
         self._deployer = Deployer(
-            self._coordinator, self._addresses, self._name, planner, profile, say, share, objective, self._numbers
-        )
+            self._coordinator, self._addresses, self._name, planner, profile, links, say, share, objective,
+            self._numbers,
+        )  # fmt: skip
         unverified = verify == "never"
         self._plans = plans = PlansByShape(
             model, self._coordinator, self._deployer, self._name, len(self._addresses),
