@@ -115,6 +115,9 @@ class _Run:
         traffic = [session.traffic() for session in sessions]
         memory = sessions[0].memory()  # before the bound is measured: that takes memory which requests do not
         facts = [self._facts(session, sent) for session, sent in zip(sessions, traffic, strict=True)]
+        if self._settings.counts_warm:
+            for engine in engines:
+                engine.rehearse_again()
         results = {result.name: result for result in self._rounds([*sessions, *engines], own)}
         late_s = max(session.late_s() for session in sessions)
         facts = [replace(known, spans=self._spans(each)) for known, each in zip(facts, sessions, strict=True)]

@@ -19,7 +19,6 @@ from edgedi.partition.plan.program import UNSPLIT, Program, Recv, Run
 from edgedi.runtime.execution.executor import LoadedProgram
 from edgedi.runtime.execution.groups import EngineGroups
 from edgedi.runtime.execution.loading import INPUT, WorkerMemoryError, digests_of, engines_with_room, load, read_graph
-from edgedi.runtime.execution.rehearsal import rehearse
 from edgedi.runtime.execution.tensors import random_piece
 from edgedi.runtime.execution.weights import WeightStore
 from edgedi.runtime.kernels.eager import TORCH_DTYPES
@@ -45,10 +44,10 @@ def measure_program(
     return tuple(_named(run, min(seconds)) for (run, _), seconds in zip(runs, taken, strict=True))
 
 
-def _rehearsed(loaded: LoadedProgram, slowdown: float) -> tuple[Measurement, ...]:
-    taken = rehearse(loaded)
-    runs = ((number, step.instruction) for number, step in enumerate(loaded.steps))
-    return tuple(_named(run, slowdown * taken[number]) for number, run in runs if isinstance(run, Run))
+def adding_up_to(total_s: float, measured: tuple[Measurement, ...]) -> tuple[Measurement, ...]:
+    """The same layers with the same shares of ``total_s``, where that is known better than its parts."""
+    sum_s = sum(seconds for *_, seconds in measured)
+    return tuple((name, kind, length, seconds / sum_s * total_s) for name, kind, length, seconds in measured)
 
 
 def _named(run: Run, seconds: float) -> Measurement:
@@ -67,14 +66,12 @@ def measure_described(
     device: str,
     groups: EngineGroups | None = None,
     clock: Callable[[], float] = time.perf_counter,
-    rehearsed_at: float | None = None,
 ) -> tuple[tuple[Measurement, ...], float]:
     """Measure a program as a coordinator describes it, on weights that are noise; and ``groups``' factor for all of it.
 
     A program that says what it receives is measured as it would run: seconds of its layers are those in the chains that
     ``groups`` makes, and the factor is 1. Where layers are only listed, they are timed one by one; the factor is told
-    if none of them is cut. ``rehearsed_at`` is the slowdown of an emulated device that is charged for programs as they
-    were rehearsed: then they are measured so, by the thread's processor time, and not by ``clock``.
+    if none of them is cut.
 
     Where all of it does not fit into ``limit_bytes``, layer by layer (with warmer weights than in a request); a layer
     that does not fit by itself is left out.
@@ -89,8 +86,6 @@ def measure_described(
         loaded = load(program, described, store, packer, limit_bytes=limit_bytes, device=device)
         if groups is not None and (as_it_runs or all(s.instruction.piece.dim == UNSPLIT for s in loaded.steps)):
             groups(loaded.steps, lambda name, cut: store.lend(name), loaded.graph)
-        if as_it_runs and rehearsed_at is not None:
-            return _rehearsed(loaded, rehearsed_at)
         return measure_program(loaded, repeats, clock)
 
     weight_bytes = sum(tensor_bytes(w["dtype"], w["shape"]) for w in weights)

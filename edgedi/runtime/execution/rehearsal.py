@@ -3,16 +3,17 @@
 An emulated device sleeps most of its time, between one exchange and the next, and computes on with cold caches: small
 layers then take up to a third more processor time than one after another (``bench/cold_caches.py``), which is how the
 device that is emulated runs them. So a program is rehearsed when it is loaded, with all that it waits for already
-there, and its runs are charged what that took (``priced``).
+there, and its runs are charged what that took (``PricedProgram``).
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
-from edgedi.partition.plan.program import Piece
+from edgedi.partition.plan.program import Piece, Run
 from edgedi.runtime.execution.changed import Changed, Kernel
 from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
 from edgedi.runtime.execution.loading import expected_pieces
@@ -90,15 +91,46 @@ def _rehearsed(
     return {number: stop_s - start_s for (number, stop_s), start_s in zip(ends.items(), starts, strict=False)}
 
 
-def priced(loaded: LoadedProgram, seconds: dict[int, float], charge: Callable[[float], None]) -> LoadedProgram:
-    """The same program, whose every RUN and JOIN ends with ``charge(its seconds)``."""
+class Price:
+    """What a program takes: its shortest rehearsal, as what disturbs this machine for seconds lengthens all of one.
 
-    def change(number: int, kernel: Kernel) -> Kernel:
-        def run(*inputs: Tensor) -> object:
-            made = kernel(*inputs)
-            charge(seconds[number])
-            return made
+    Once somebody was told of it, it stays: what a program is charged and what it is held against are one figure.
+    """
 
-        return run
+    def __init__(self) -> None:
+        self.total_s = math.inf
+        self.is_told = False
 
-    return Changed(loaded, change)
+    def learn(self, parts_s: Mapping[int, float]) -> None:
+        """Of one more rehearsal."""
+        if not self.is_told:
+            self.total_s = min(self.total_s, sum(parts_s.values()))
+
+
+class PricedProgram(Changed):
+    """The same program, whose every RUN and JOIN ends with ``charge(its seconds)``; together they are ``price``."""
+
+    def __init__(self, loaded: LoadedProgram, price: Price, charge: Callable[[float], None]) -> None:
+        self.price = price
+        self._loaded, self._parts_s = loaded, rehearse(loaded)
+        price.learn(self._parts_s)
+        sum_s = sum(self._parts_s.values())
+
+        def change(number: int, kernel: Kernel) -> Kernel:
+            def run(*inputs: Tensor) -> object:
+                made = kernel(*inputs)
+                charge(self._parts_s[number] / sum_s * price.total_s)
+                return made
+
+            return run
+
+        super().__init__(loaded, change)
+
+    def told_s(self) -> float:
+        """Seconds of all layers, without what joins their parts; before it is told, it is rehearsed once more."""
+        if not self.price.is_told:
+            self.price.learn(rehearse(self._loaded))
+            self.price.is_told = True
+        runs = {number for number, step in enumerate(self._loaded.steps) if isinstance(step.instruction, Run)}
+        layers_s = sum(seconds for number, seconds in self._parts_s.items() if number in runs)
+        return layers_s / sum(self._parts_s.values()) * self.price.total_s

@@ -14,8 +14,8 @@ from edgedi.runtime.execution.allocator import release_freed_memory
 from edgedi.runtime.execution.executor import LoadedProgram
 from edgedi.runtime.execution.groups import EngineGroups
 from edgedi.runtime.execution.loading import ENGINE_COPIES, Expected, WorkerMemoryError, expected_pieces, load
-from edgedi.runtime.execution.measure import measure_described
-from edgedi.runtime.execution.rehearsal import priced, rehearse
+from edgedi.runtime.execution.measure import adding_up_to, measure_described
+from edgedi.runtime.execution.rehearsal import Price, PricedProgram
 from edgedi.runtime.execution.tensors import from_wire
 from edgedi.runtime.execution.weights import WeightStore
 from edgedi.runtime.kernels import fused
@@ -125,14 +125,24 @@ class WorkerPrograms:
             deploy.program, deploy.layers, self._store, self._packer,
             limit_bytes=options.memory_limit_bytes, device=options.device, engines=groups, engine_bytes=engine_bytes,
         )  # fmt: skip
-        return self._rehearsed(loaded) if options.speed.counts_warm else loaded
+        return self._rehearsed(deploy, loaded) if options.speed.counts_warm else loaded
 
-    def _rehearsed(self, loaded: LoadedProgram) -> LoadedProgram:
-        """For an emulated device: charged for every instruction."""
+    def _rehearsed(self, deploy: Deploy, loaded: LoadedProgram) -> PricedProgram:
+        """For an emulated device: charged for every instruction, the same as any other session's same program."""
+        known = self._priced(deploy)
         try:
-            return priced(loaded, rehearse(loaded), self._charge)
+            return PricedProgram(loaded, known.price if known is not None else Price(), self._charge)
         except Exception as error:  # whatever an operator raises over noise
             raise RemoteProtocolError(f"the program does not run: {type(error).__name__}: {error}") from error
+
+    def _priced(self, message: Deploy | Measure) -> PricedProgram | None:
+        """An installed program that is the same as this one, where devices are charged by rehearsals."""
+        same = (
+            installed.program
+            for installed in self._installed.values()
+            if (installed.deploy.program, installed.deploy.layers) == (message.program, message.layers)
+        )
+        return next((program for program in same if isinstance(program, PricedProgram)), None)
 
     def _check_peers(self, deploy: Deploy) -> None:
         """Links between workers are as this worker's own: all with keys, or all open."""
@@ -195,8 +205,9 @@ class WorkerPrograms:
             device=self._options.device,
             groups=self._groups(),
             clock=clock,
-            rehearsed_at=self._options.speed.slowdown if self._options.speed.counts_warm else None,
         )
+        if (priced := self._priced(message)) is not None:  # its requests are held against this
+            seconds = adding_up_to(self._options.speed.slowdown * priced.told_s(), seconds)
         release_freed_memory()
         return Measured(seconds=seconds, engine_factor=engine_factor)
 

@@ -14,10 +14,9 @@ from edgedi.partition.plan.lowering import lower
 from edgedi.partition.plan.memory import program_bytes
 from edgedi.partition.plan.program import Program, ProgramSet, Run
 from edgedi.runtime.coordinator.profiler import profile_programs
-from edgedi.runtime.execution import measure
 from edgedi.runtime.execution.groups import EngineGroups
 from edgedi.runtime.execution.loading import ENGINE_BYTES, ENGINE_COPIES, ENGINE_SHARE, Shipment, digests_of
-from edgedi.runtime.execution.measure import Measurement, measure_described
+from edgedi.runtime.execution.measure import Measurement, adding_up_to, measure_described
 from edgedi.runtime.execution.weights import weight_digest
 from edgedi.runtime.kernels.openvino_graph import ENGINE
 from edgedi.runtime.wire.payloads import tensor_bytes
@@ -72,18 +71,9 @@ def names(measurements: tuple[Measurement, ...]) -> list[str]:
     return [name for name, *_ in measurements]
 
 
-def test_a_program_that_an_emulated_device_rehearses_is_measured_so(
-    capture: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(measure, "rehearse", lambda loaded: {n: n + 1.0 for n, _ in enumerate(loaded.steps)})
-    programs = lower(axis_plan(capture.graph, 2), capture.graph)
-    program, layers, weights = described_as(capture, programs, 0)
-    found, factor = measure_described(
-        str(program), layers, weights, repeats=2, fast=True, limit_bytes=None, device="cpu", rehearsed_at=10.0
-    )
-    runs = [(n, i.piece.tensor) for n, i in enumerate(program.instructions) if isinstance(i, Run)]
-    assert [(name, seconds) for name, _, _, seconds in found] == [(name, 10 * (n + 1.0)) for n, name in runs]
-    assert factor == 1.0
+def test_parts_keep_their_shares_of_a_total_that_is_known_better() -> None:
+    found = adding_up_to(10.0, (("a", "2", 7, 1.0), ("b", "whole", 1, 3.0)))
+    assert found == (("a", "2", 7, 2.5), ("b", "whole", 1, 7.5))
 
 
 def test_every_layer_is_timed_whole_and_in_order(described: Described) -> None:

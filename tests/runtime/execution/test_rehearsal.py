@@ -16,7 +16,7 @@ from edgedi.runtime.execution import rehearsal
 from edgedi.runtime.execution.changed import Changed, Kernel
 from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
 from edgedi.runtime.execution.loading import expected_pieces
-from edgedi.runtime.execution.rehearsal import MOST_S, REPEATS, SETTLED, priced, rehearse, steady
+from edgedi.runtime.execution.rehearsal import MOST_S, REPEATS, SETTLED, Price, PricedProgram, rehearse, steady
 from edgedi.runtime.execution.tensors import noise_of
 from tests.plans import axis_plan
 from tests.runtime.networks import image, small
@@ -76,10 +76,64 @@ def test_what_comes_between_two_instructions_belongs_to_the_second(loaded: Loade
     assert list(found.values()) == pytest.approx([1e-6] * len(found))
 
 
-def test_the_same_answer_at_a_price(loaded: LoadedProgram) -> None:
+def rehearsed_as(monkeypatch: pytest.MonkeyPatch, *rehearsals: dict[int, float]) -> None:
+    """The next rehearsals find this."""
+    found = iter(rehearsals)
+    monkeypatch.setattr(rehearsal, "rehearse", lambda loaded: next(found))
+
+
+def charges_of(program: LoadedProgram, charged: list[float]) -> list[float]:
+    """Of one more run, by ``charged``, where they are noted."""
+    charged.clear()
+    run = ProgramRun(program)
+    for (piece, source), found in expected_pieces(program.program, program.graph).items():
+        run.deliver(piece, source, noise_of(*found))
+    with torch.inference_mode():
+        assert run.advance(lambda piece, tensor, target: None)
+    return list(charged)
+
+
+def test_the_shortest_rehearsal_counts_until_somebody_was_told(
+    loaded: LoadedProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = {number: 1.0 + number for number in numbers(loaded)}
+    total_s = sum(one.values())
+    slower, quicker, quickest = ({n: factor * s for n, s in one.items()} for factor in (2, 0.5, 0.1))
+    rehearsed_as(monkeypatch, one, slower, quicker, quickest)
+    price, charged = Price(), []
+    first = PricedProgram(loaded, price, charged.append)
+    assert charges_of(first, charged) == pytest.approx(list(one.values()))
+    second = PricedProgram(loaded, price, charged.append)
+    assert price.total_s == total_s
+    assert charges_of(second, charged) == pytest.approx(list(one.values()))
+    runs = [n for n, i in enumerate(loaded.program.instructions) if isinstance(i, Run)]
+    assert len(runs) < len(one)
+    assert first.told_s() == pytest.approx(0.5 * sum(one[number] for number in runs))
+    assert second.told_s() == first.told_s(), "nothing is rehearsed for somebody else who asks"
+    third = PricedProgram(loaded, price, charged.append)
+    for program in (first, second, third):
+        assert sum(charges_of(program, charged)) == pytest.approx(0.5 * total_s)
+
+
+def test_programs_that_lump_their_work_differently_have_one_price(
+    loaded: LoadedProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine computes a chain of layers in its last step."""
+    each = dict.fromkeys(numbers(loaded), 1.0)
+    lumped = dict.fromkeys(each, 0.0) | {max(each): 0.5 * len(each)}
+    rehearsed_as(monkeypatch, each, lumped)
+    price, charged = Price(), []
+    torchs = PricedProgram(loaded, price, charged.append)
+    engines = PricedProgram(loaded, price, charged.append)
+    assert charges_of(torchs, charged) == pytest.approx([0.5] * len(each))
+    assert charges_of(engines, charged) == pytest.approx(list(lumped.values()))
+
+
+def test_the_same_answer_at_a_price(loaded: LoadedProgram, monkeypatch: pytest.MonkeyPatch) -> None:
     charged: list[float] = []
     prices = {number: float(number) for number in numbers(loaded)}
-    program = priced(loaded, prices, charged.append)
+    rehearsed_as(monkeypatch, prices)
+    program = PricedProgram(loaded, Price(), charged.append)
     torch.manual_seed(0)
     pieces = {key: noise_of(*found) for key, found in expected_pieces(loaded.program, loaded.graph).items()}
     answers = []
@@ -91,7 +145,7 @@ def test_the_same_answer_at_a_price(loaded: LoadedProgram) -> None:
         with torch.inference_mode():
             assert run.advance(lambda piece, tensor, target, sent=sent: sent.append(tensor.clone()))
         answers.append(sent)
-    assert charged == list(prices.values())
+    assert charged == pytest.approx(list(prices.values()))
     assert len(answers[0]) == sum(isinstance(i, Send) for i in loaded.program.instructions) > 0
     assert all(torch.equal(a, b) for a, b in zip(*answers, strict=True))
 

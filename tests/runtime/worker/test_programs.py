@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +15,7 @@ from edgedi.partition.graph.graph import LayerGraph
 from edgedi.partition.plan.lowering import lower
 from edgedi.partition.plan.plan import Plan, Segment
 from edgedi.partition.plan.program import Run
-from edgedi.runtime.coordinator.profiler import deploy_message
+from edgedi.runtime.coordinator.profiler import deploy_message, weight_specs
 from edgedi.runtime.emulation.speed import MessagePrice, Speed
 from edgedi.runtime.execution import loading
 from edgedi.runtime.execution.executor import LoadedProgram, Step, WeightOf, answer_alone
@@ -22,7 +24,7 @@ from edgedi.runtime.execution.loading import ENGINE_COPIES, Shipment
 from edgedi.runtime.execution.weights import weight_digest
 from edgedi.runtime.kernels.engines import ENGINES, installed_engines
 from edgedi.runtime.kernels.group import Engine
-from edgedi.runtime.wire.messages import Deploy
+from edgedi.runtime.wire.messages import Deploy, Measure
 from edgedi.runtime.worker.options import WorkerOptions
 from edgedi.runtime.worker.programs import WorkerPrograms
 from tests.runtime.networks import image, small
@@ -127,7 +129,7 @@ def test_an_emulated_device_is_charged_what_was_rehearsed(monkeypatch: pytest.Mo
         rehearsed.append(loaded)
         return {number: float(number) for number, step in enumerate(loaded.steps) if isinstance(step.instruction, Run)}
 
-    monkeypatch.setattr("edgedi.runtime.worker.programs.rehearse", rehearse)
+    monkeypatch.setattr("edgedi.runtime.execution.rehearsal.rehearse", rehearse)
     (deploy, _), shipment = deploys()
     price = MessagePrice(message_s=1e-5, byte_s=0)
     charged: dict[Speed, list[float]] = {}
@@ -142,15 +144,46 @@ def test_an_emulated_device_is_charged_what_was_rehearsed(monkeypatch: pytest.Mo
     warm, in_place, real = charged.values()
     assert len(rehearsed) == 1
     runs = [number for number, step in enumerate(rehearsed[0].steps) if isinstance(step.instruction, Run)]
-    assert warm == [float(number) for number in runs]
+    assert warm == pytest.approx([float(number) for number in runs])
     assert in_place == real == []
+
+
+def test_a_programs_bound_is_what_its_requests_are_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rehearsed when it is loaded, by each of two sessions, and when the bound is measured: the shortest counts."""
+    totals = iter([3.0, 5.0, 2.0])
+
+    def rehearse(loaded: LoadedProgram) -> dict[int, float]:
+        runs = [number for number, step in enumerate(loaded.steps) if isinstance(step.instruction, Run)]
+        total_s = next(totals)
+        return {number: total_s / len(runs) for number in runs}
+
+    monkeypatch.setattr("edgedi.runtime.execution.rehearsal.rehearse", rehearse)
+    (deploy, _), shipment = deploys()
+    charged: list[float] = []
+    speed = Speed(slowdown=10, price=MessagePrice(message_s=1e-5, byte_s=0))
+    programs = WorkerPrograms(WorkerOptions(engine="torch", speed=speed), charged.append)
+    for session in ("s", "t"):
+        mine = replace(deploy, session=session)
+        for digest in programs.missing(weight["digest"] for weight in mine.weights):
+            programs._store.add(digest, shipment.tensors[digest])
+        programs.expect(mine)
+        programs.install(mine)
+    weights = weight_specs(deploy.layers, shipment)
+    message = Measure(program=deploy.program, layers=deploy.layers, weights=weights, repeats=1)
+    for _ in range(2):
+        told = programs.measure(message, time.perf_counter)
+        assert sum(seconds for *_, seconds in told.seconds) == pytest.approx(10 * 2.0)
+    for session in ("s", "t"):
+        charged.clear()
+        assert answer_alone(programs[session, 0].program, {"x": image()})
+        assert sum(charged) == pytest.approx(2.0)
 
 
 def test_a_program_that_cannot_be_rehearsed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(loaded: LoadedProgram) -> dict[int, float]:
         raise IndexError("index 7 is out of bounds")
 
-    monkeypatch.setattr("edgedi.runtime.worker.programs.rehearse", fails)
+    monkeypatch.setattr("edgedi.runtime.execution.rehearsal.rehearse", fails)
     (deploy, _), shipment = deploys()
     speed = Speed(slowdown=10, price=MessagePrice(message_s=1e-5, byte_s=0))
     programs = WorkerPrograms(WorkerOptions(engine="torch", speed=speed))
