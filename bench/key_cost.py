@@ -10,6 +10,8 @@ import time
 
 import zmq
 
+from edgedi.bench.testbed.price import use_keys
+
 SIZES_BYTES = (1_000, 14_000, 100_000, 600_000, 4_000_000)
 
 
@@ -18,7 +20,7 @@ def measure(size_bytes: int, *, keys: bool) -> tuple[float, float]:
     num_messages = max(20, min(300, 40_000_000 // size_bytes))
     with zmq.Context() as context, context.socket(zmq.ROUTER) as server, context.socket(zmq.DEALER) as client:
         if keys:
-            _use_keys(server, client)
+            use_keys(server, client)
         port = server.bind_to_random_port("tcp://127.0.0.1")
         client.connect(f"tcp://127.0.0.1:{port}")
         payload, taken = bytes(size_bytes), []
@@ -31,12 +33,6 @@ def measure(size_bytes: int, *, keys: bool) -> tuple[float, float]:
             server.recv_multipart(copy=False)
             taken.append(time.perf_counter() - started_s)
         return statistics.median(taken), (time.process_time() - used_s) / num_messages
-
-
-def _use_keys(server: zmq.Socket[bytes], client: zmq.Socket[bytes]) -> None:
-    (server_public, server_secret), (client_public, client_secret) = zmq.curve_keypair(), zmq.curve_keypair()
-    server.curve_server, server.curve_publickey, server.curve_secretkey = True, server_public, server_secret
-    client.curve_publickey, client.curve_secretkey, client.curve_serverkey = client_public, client_secret, server_public
 
 
 def main() -> None:

@@ -52,7 +52,7 @@ def measured_price(
         inbox, outbox = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
         try:
             if keys:
-                _use_keys(inbox, outbox)
+                use_keys(inbox, outbox)
             outbox.connect(f"tcp://127.0.0.1:{inbox.bind_to_random_port('tcp://127.0.0.1')}")
             with inference():
                 batches = [
@@ -89,7 +89,8 @@ def _price(small_s: float, large_s: float) -> MessagePrice:
     return MessagePrice(message_s=max(0.0, small_s - small_bytes * byte_s), byte_s=byte_s)
 
 
-def _use_keys(server: zmq.Socket[bytes], client: zmq.Socket[bytes]) -> None:
+def use_keys(server: zmq.Socket[bytes], client: zmq.Socket[bytes]) -> None:
+    """Encrypt what goes between two sockets that are not bound or connected yet."""
     server_keys, client_keys = generate_keypair(), generate_keypair()
     server.curve_server, server.curve_publickey, server.curve_secretkey = True, *_bytes(server_keys)
     client.curve_publickey, client.curve_secretkey = _bytes(client_keys)
