@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+from weakref import WeakValueDictionary
 
 from edgedi.partition.plan.program import Piece, Run
 from edgedi.runtime.execution.changed import Changed, Kernel
@@ -107,6 +109,15 @@ class Price:
             self.total_s = min(self.total_s, sum(parts_s.values()))
 
 
+_PRICES: WeakValueDictionary[tuple[str, str], Price] = WeakValueDictionary()
+
+
+def price_of(program: str, layers: Sequence[Mapping[str, Any]]) -> Price:
+    """Of the program with this text and these descriptions of its layers. A process is one device: whatever session of
+    it has the same program has the same price."""
+    return _PRICES.setdefault((program, repr(layers)), Price())
+
+
 class PricedProgram(Changed):
     """The same program, whose every RUN and JOIN ends with ``charge(its seconds)``; together they are ``price``."""
 
@@ -114,12 +125,12 @@ class PricedProgram(Changed):
         self.price = price
         self._loaded, self._parts_s = loaded, rehearse(loaded)
         price.learn(self._parts_s)
-        sum_s = sum(self._parts_s.values())
+        parts_s, sum_s = self._parts_s, sum(self._parts_s.values())
 
         def change(number: int, kernel: Kernel) -> Kernel:
             def run(*inputs: Tensor) -> object:
                 made = kernel(*inputs)
-                charge(self._parts_s[number] / sum_s * price.total_s)
+                charge(parts_s[number] / sum_s * price.total_s)
                 return made
 
             return run

@@ -15,7 +15,7 @@ from edgedi.runtime.execution.executor import LoadedProgram
 from edgedi.runtime.execution.groups import EngineGroups
 from edgedi.runtime.execution.loading import ENGINE_COPIES, Expected, WorkerMemoryError, expected_pieces, load
 from edgedi.runtime.execution.measure import adding_up_to, measure_described
-from edgedi.runtime.execution.rehearsal import Price, PricedProgram
+from edgedi.runtime.execution.rehearsal import PricedProgram, price_of
 from edgedi.runtime.execution.tensors import from_wire
 from edgedi.runtime.execution.weights import WeightStore
 from edgedi.runtime.kernels import fused
@@ -128,10 +128,9 @@ class WorkerPrograms:
         return self._rehearsed(deploy, loaded) if options.speed.counts_warm else loaded
 
     def _rehearsed(self, deploy: Deploy, loaded: LoadedProgram) -> PricedProgram:
-        """For an emulated device: charged for every instruction, the same as any other session's same program."""
-        known = self._priced(deploy)
+        """For an emulated device: charged for every instruction."""
         try:
-            return PricedProgram(loaded, known.price if known is not None else Price(), self._charge)
+            return PricedProgram(loaded, price_of(deploy.program, deploy.layers), self._charge)
         except Exception as error:  # whatever an operator raises over noise
             raise RemoteProtocolError(f"the program does not run: {type(error).__name__}: {error}") from error
 

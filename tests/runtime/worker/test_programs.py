@@ -149,7 +149,8 @@ def test_an_emulated_device_is_charged_what_was_rehearsed(monkeypatch: pytest.Mo
 
 
 def test_a_programs_bound_is_what_its_requests_are_charged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rehearsed when it is loaded, by each of two sessions, and when the bound is measured: the shortest counts."""
+    """Rehearsed when it is loaded, by each of two sessions, and when the bound is measured: the shortest counts. Every
+    session has a worker of its own in its process, and the process is one device."""
     totals = iter([3.0, 5.0, 2.0])
 
     def rehearse(loaded: LoadedProgram) -> dict[int, float]:
@@ -161,19 +162,20 @@ def test_a_programs_bound_is_what_its_requests_are_charged(monkeypatch: pytest.M
     (deploy, _), shipment = deploys()
     charged: list[float] = []
     speed = Speed(slowdown=10, price=MessagePrice(message_s=1e-5, byte_s=0))
-    programs = WorkerPrograms(WorkerOptions(engine="torch", speed=speed), charged.append)
+    made = {}
     for session in ("s", "t"):
         mine = replace(deploy, session=session)
+        programs = made[session] = WorkerPrograms(WorkerOptions(engine="torch", speed=speed), charged.append)
         for digest in programs.missing(weight["digest"] for weight in mine.weights):
             programs._store.add(digest, shipment.tensors[digest])
         programs.expect(mine)
         programs.install(mine)
     weights = weight_specs(deploy.layers, shipment)
     message = Measure(program=deploy.program, layers=deploy.layers, weights=weights, repeats=1)
-    for _ in range(2):
+    for programs in made.values():
         told = programs.measure(message, time.perf_counter)
         assert sum(seconds for *_, seconds in told.seconds) == pytest.approx(10 * 2.0)
-    for session in ("s", "t"):
+    for session, programs in made.items():
         charged.clear()
         assert answer_alone(programs[session, 0].program, {"x": image()})
         assert sum(charged) == pytest.approx(2.0)
