@@ -8,10 +8,9 @@ there, and its runs are charged what that took (``PricedProgram``).
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -20,11 +19,6 @@ from edgedi.runtime.execution.changed import Changed, Kernel
 from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
 from edgedi.runtime.execution.loading import expected_pieces
 from edgedi.runtime.execution.tensors import Tensor, inference, noise_of
-
-try:
-    import fcntl
-except ImportError:  # a system that has no such locks has no testbed either
-    fcntl = None  # type: ignore[assignment]
 
 REPEATS = 5
 SETTLED, SHORTER_BY = 4, 0.02
@@ -38,17 +32,8 @@ def rehearse(loaded: LoadedProgram, clock: Callable[[], float] = time.thread_tim
     expected = expected_pieces(loaded.program, loaded.graph)
     noise = {found: noise_of(*found) for found in set(expected.values())}  # nobody writes to what has come
     pieces = {key: noise[found] for key, found in expected.items()}
-    with inference(), _one_at_a_time():
+    with inference():
         return steady(lambda: _rehearsed(loaded, pieces, clock), clock)
-
-
-@contextlib.contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Alone among all emulated devices of this machine, which would rehearse at the same time, in the same caches."""
-    with open(__file__, "rb") as file:  # any file that all of them have; the kernel drops the lock of who dies
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def steady(once: Callable[[], dict[int, float]], clock: Callable[[], float]) -> dict[int, float]:

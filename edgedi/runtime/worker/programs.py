@@ -5,11 +5,13 @@ Nothing is sent from here: what a coordinator is to hear is returned or raised.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from edgedi.errors import EdgediError, RemoteProtocolError, SecurityError
+from edgedi.runtime.emulation.alone import alone
 from edgedi.runtime.execution.allocator import release_freed_memory
 from edgedi.runtime.execution.executor import LoadedProgram
 from edgedi.runtime.execution.groups import EngineGroups
@@ -121,11 +123,16 @@ class WorkerPrograms:
 
     def _load(self, deploy: Deploy, groups: EngineGroups | None, engine_bytes: int) -> LoadedProgram:
         options = self._options
-        loaded = load(
-            deploy.program, deploy.layers, self._store, self._packer,
-            limit_bytes=options.memory_limit_bytes, device=options.device, engines=groups, engine_bytes=engine_bytes,
-        )  # fmt: skip
-        return self._rehearsed(deploy, loaded) if options.speed.counts_warm else loaded
+        with self._alone():
+            loaded = load(
+                deploy.program, deploy.layers, self._store, self._packer, limit_bytes=options.memory_limit_bytes,
+                device=options.device, engines=groups, engine_bytes=engine_bytes,
+            )  # fmt: skip
+            return self._rehearsed(deploy, loaded) if options.speed.counts_warm else loaded
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        """Where engines are chosen and layers timed: emulated devices that count warm do so one after another."""
+        return alone() if self._options.speed.counts_warm else contextlib.nullcontext()
 
     def _rehearsed(self, deploy: Deploy, loaded: LoadedProgram) -> PricedProgram:
         """For an emulated device: charged for every instruction."""
@@ -194,19 +201,20 @@ class WorkerPrograms:
 
     def measure(self, message: Measure, clock: Callable[[], float]) -> Measured:
         """Time a program on noise; nothing of it stays. Whatever an operator raises over a stranger's description."""
-        seconds, engine_factor = measure_described(
-            message.program,
-            message.layers,
-            message.weights,
-            message.repeats,
-            fast=self._packer is not None,
-            limit_bytes=self._options.memory_limit_bytes,
-            device=self._options.device,
-            groups=self._groups(),
-            clock=clock,
-        )
-        if (priced := self._priced(message)) is not None:  # its requests are held against this
-            seconds = adding_up_to(self._options.speed.slowdown * priced.told_s(), seconds)
+        with self._alone():
+            seconds, engine_factor = measure_described(
+                message.program,
+                message.layers,
+                message.weights,
+                message.repeats,
+                fast=self._packer is not None,
+                limit_bytes=self._options.memory_limit_bytes,
+                device=self._options.device,
+                groups=self._groups(),
+                clock=clock,
+            )
+            if (priced := self._priced(message)) is not None:  # its requests are held against this
+                seconds = adding_up_to(self._options.speed.slowdown * priced.told_s(), seconds)
         release_freed_memory()
         return Measured(seconds=seconds, engine_factor=engine_factor)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -181,23 +180,6 @@ def test_parts_are_those_of_one_run() -> None:
     runs = itertools.chain([{0: 9.0, 1: 9.0}], itertools.cycle([{0: 1.0, 1: 3.0}, {0: 3.5, 1: 1.0}, {0: 1.0, 1: 1.0}]))
     clock = itertools.count()
     assert steady(lambda: next(runs), lambda: float(next(clock))) in ({0: 1.0, 1: 3.0}, {0: 3.5, 1: 1.0})
-
-
-def test_devices_rehearse_one_at_a_time(loaded: LoadedProgram) -> None:
-    """Whenever a rehearsal looks at its clock, nobody else gets the lock; afterwards anybody does."""
-    ticks, looks = itertools.count(), 0
-    with open(rehearsal.__file__, "rb") as other:
-
-        def clock() -> float:
-            nonlocal looks
-            looks += 1
-            with pytest.raises(BlockingIOError):
-                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return 1e-6 * next(ticks)
-
-        rehearse(loaded, clock)
-        assert looks > REPEATS
-        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_long_programs_are_not_run_for_ever() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -146,6 +148,39 @@ def test_an_emulated_device_is_charged_what_was_rehearsed(monkeypatch: pytest.Mo
     runs = [number for number, step in enumerate(rehearsed[0].steps) if isinstance(step.instruction, Run)]
     assert warm == pytest.approx([float(number) for number in runs])
     assert in_place == real == []
+
+
+@pytest.mark.parametrize(("slowdown", "times"), [(10.0, 2), (1.0, 0)])
+def test_emulated_devices_load_and_measure_one_after_another(
+    slowdown: float, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, inside = 0, False
+
+    @contextlib.contextmanager
+    def alone() -> Iterator[None]:
+        nonlocal entered, inside
+        entered, inside = entered + 1, True
+        yield
+        inside = False
+
+    def rehearse(loaded: LoadedProgram) -> dict[int, float]:
+        assert inside
+        return {number: 1.0 for number, step in enumerate(loaded.steps) if isinstance(step.instruction, Run)}
+
+    monkeypatch.setattr("edgedi.runtime.worker.programs.alone", alone)
+    monkeypatch.setattr("edgedi.runtime.execution.rehearsal.rehearse", rehearse)
+    (deploy, _), shipment = deploys()
+    speed = Speed(slowdown=slowdown, price=MessagePrice(message_s=1e-5, byte_s=0))
+    programs = WorkerPrograms(WorkerOptions(engine="torch", speed=speed))
+    for digest in programs.missing(weight["digest"] for weight in deploy.weights):
+        programs._store.add(digest, shipment.tensors[digest])
+    programs.expect(deploy)
+    programs.install(deploy)
+    weights = weight_specs(deploy.layers, shipment)
+    programs.measure(
+        Measure(program=deploy.program, layers=deploy.layers, weights=weights, repeats=1), time.perf_counter
+    )
+    assert entered == times
 
 
 def test_a_programs_bound_is_what_its_requests_are_charged(monkeypatch: pytest.MonkeyPatch) -> None:
