@@ -47,7 +47,7 @@ RUNTIME_MAY_IMPORT = {
     "kernels": frozenset[str](),
     "emulation": frozenset[str](),
     "links": frozenset({"wire"}),
-    "execution": frozenset({"wire", "kernels"}),
+    "execution": frozenset({"wire", "kernels", "emulation"}),
     "worker": frozenset({"version", "wire", "kernels", "emulation", "links", "execution"}),
     "coordinator": frozenset({"version", "wire", "kernels", "emulation", "links", "execution", "worker"}),
     "session": frozenset({"wire", "links", "execution", "worker", "coordinator"}),

@@ -69,7 +69,7 @@ def _prepare(settings: Settings, answers: TextIO) -> Callable[[Settings], None]:
         return taken_s
 
     def rehearsed(index: int) -> float:
-        return steady(lambda: {0: run(index)}, time.process_time)[0]
+        return steady(lambda: {0: run(index)})[0]
 
     counted = {index: rehearsed(index) for index in latest} if settings["warm"] else {}
 

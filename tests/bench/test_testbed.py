@@ -378,7 +378,9 @@ def test_an_engine_of_an_emulated_device_is_timed_by_its_processor_time():
 @pytest.mark.parametrize("keys", [True, False])
 def test_the_price_of_a_message_is_half_of_what_both_ends_take(keys: bool):
     ticks, cores = itertools.count(), os.sched_getaffinity(0)
-    price, passing = measured_price(keys=keys, thread=lambda: 1e-6 * next(ticks), process=lambda: 5e-6 * next(ticks))
+    price, passing = measured_price(
+        keys=keys, thread=lambda: 1e-6 * next(ticks), process=lambda: 5e-6 * next(ticks), calm=lambda: True
+    )
     assert price.message_s == pytest.approx(1e-6)  # looked at twice for each end
     assert price.byte_s == pytest.approx(0, abs=1e-18)
     assert passing.message_s > 0
@@ -389,7 +391,9 @@ def test_the_price_of_a_message_is_half_of_what_both_ends_take(keys: bool):
 def test_passing_on_is_what_other_threads_took():
     readings = iter([1.0, *[0.0] * 10_000])
     spent = itertools.count(3.0, 6.0)  # before and after the messages of a batch
-    _, passing = measured_price(keys=False, thread=lambda: next(readings, 0.0), process=lambda: next(spent))
+    _, passing = measured_price(
+        keys=False, thread=lambda: next(readings, 0.0), process=lambda: next(spent), calm=lambda: True
+    )
     assert passing.message_s == pytest.approx(6.0 / 60)
     assert passing.byte_s == 0
 

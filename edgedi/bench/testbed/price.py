@@ -13,6 +13,7 @@ import zmq
 
 from edgedi.partition.graph.geometry import Interval
 from edgedi.partition.plan.program import Piece
+from edgedi.runtime.emulation.calm import calmly, is_calm
 from edgedi.runtime.emulation.speed import MessagePrice
 from edgedi.runtime.execution.pieces import message_of, piece_of, tensor_of
 from edgedi.runtime.execution.tensors import Tensor, inference, noise
@@ -25,6 +26,8 @@ from edgedi.runtime.wire.messages import Piece as Message
 _ROWS = (1, 64)
 """Of a map 56 wide with 64 channels: 14 kB, a halo, and 918 kB, a map that is gathered."""
 _BATCHES, _WARM, _REPEATS = 8, 20, 60
+_MOST_S = 10.0
+"""Of all batches, and of waiting for calm moments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +43,13 @@ def measured_price(
     keys: bool,
     thread: Callable[[], float] = time.thread_time,
     process: Callable[[], float] = time.process_time,
+    calm: Callable[[], bool] = is_calm,
 ) -> tuple[MessagePrice, MessagePrice]:
     """(at each end, passing it on) from messages of two sizes over ZeroMQ on the loopback device, packed, sent, taken
     in and unpacked as in a run, encrypted if there are ``keys``.
 
-    Sends and receives together: who exchanges a halo does one of each. The least of some batches, as whatever else the
-    machine does only adds; and on one core, as waking another is dear on virtual machines.
+    Sends and receives together: who exchanges a halo does one of each. The least of some batches at calm moments, as
+    whatever else the machine does only adds; and on one core, as waking another is dear on virtual machines.
     """
     with _on_one_core():
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -55,10 +59,10 @@ def measured_price(
                 use_keys(inbox, outbox)
             outbox.connect(f"tcp://127.0.0.1:{inbox.bind_to_random_port('tcp://127.0.0.1')}")
             with inference():
-                batches = [
-                    [_ends(noise((1, 64, rows, 56)), outbox, inbox, thread, process) for rows in _ROWS]
-                    for _ in range(_BATCHES)
-                ]
+                batches = calmly(
+                    lambda: [_ends(noise((1, 64, rows, 56)), outbox, inbox, thread, process) for rows in _ROWS],
+                    enough=_BATCHES, most_s=_MOST_S, calm=calm,
+                )  # fmt: skip
         finally:
             context.destroy(0)
     small, large = zip(*batches, strict=True)

@@ -16,6 +16,7 @@ import torch
 
 from edgedi.partition.plan.memory import program_bytes
 from edgedi.partition.plan.program import UNSPLIT, Program, Recv, Run
+from edgedi.runtime.emulation.calm import calmly
 from edgedi.runtime.execution.executor import LoadedProgram
 from edgedi.runtime.execution.groups import EngineGroups
 from edgedi.runtime.execution.loading import INPUT, WorkerMemoryError, digests_of, engines_with_room, load, read_graph
@@ -26,22 +27,29 @@ from edgedi.runtime.kernels.fused import Packer
 from edgedi.runtime.wire.payloads import tensor_bytes
 
 Measurement = tuple[str, str, int, float]
+CALM_S = 5.0
+"""No longer than that for calm moments; who had none takes others."""
 
 
 def measure_program(
-    loaded: LoadedProgram, repeats: int, clock: Callable[[], float] = time.perf_counter
+    loaded: LoadedProgram, repeats: int, clock: Callable[[], float] = time.perf_counter, *, calm: bool = False
 ) -> tuple[Measurement, ...]:
-    """(layer, dimension or ``"whole"``, length, seconds) of every RUN instruction, the least of ``repeats``."""
+    """(layer, dimension or ``"whole"``, length, seconds) of every RUN instruction, the least of ``repeats``; with
+    ``calm`` of as many at calm moments."""
     runs = [(s.instruction, s.kernel) for s in loaded.steps if isinstance(s.instruction, Run) and s.kernel is not None]
     inputs = [[random_piece(piece, loaded.graph) for piece in run.inputs] for run, _ in runs]
-    taken: list[list[float]] = [[] for _ in runs]
-    for repeat in range(repeats + 1):
+
+    def once() -> list[float]:
+        taken = []
         for index, (_, kernel) in enumerate(runs):
             started = clock()
             kernel(*inputs[index])
-            if repeat:  # the first round warms up
-                taken[index].append(clock() - started)
-    return tuple(_named(run, min(seconds)) for (run, _), seconds in zip(runs, taken, strict=True))
+            taken.append(clock() - started)
+        return taken
+
+    once()  # warms up
+    rounds = calmly(once, enough=repeats, most_s=CALM_S) if calm else [once() for _ in range(repeats)]
+    return tuple(_named(run, min(seconds)) for (run, _), seconds in zip(runs, zip(*rounds, strict=True), strict=True))
 
 
 def adding_up_to(total_s: float, measured: tuple[Measurement, ...]) -> tuple[Measurement, ...]:
@@ -66,12 +74,13 @@ def measure_described(
     device: str,
     groups: EngineGroups | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    calm: bool = False,
 ) -> tuple[tuple[Measurement, ...], float]:
     """Measure a program as a coordinator describes it, on weights that are noise; and ``groups``' factor for all of it.
 
     A program that says what it receives is measured as it would run: seconds of its layers are those in the chains that
     ``groups`` makes, and the factor is 1. Where layers are only listed, they are timed one by one; the factor is told
-    if none of them is cut.
+    if none of them is cut. ``calm`` is as for ``measure_program``.
 
     Where all of it does not fit into ``limit_bytes``, layer by layer (with warmer weights than in a request); a layer
     that does not fit by itself is left out.
@@ -86,7 +95,7 @@ def measure_described(
         loaded = load(program, described, store, packer, limit_bytes=limit_bytes, device=device)
         if groups is not None and (as_it_runs or all(s.instruction.piece.dim == UNSPLIT for s in loaded.steps)):
             groups(loaded.steps, lambda name, cut: store.lend(name), loaded.graph)
-        return measure_program(loaded, repeats, clock)
+        return measure_program(loaded, repeats, clock, calm=calm)
 
     weight_bytes = sum(tensor_bytes(w["dtype"], w["shape"]) for w in weights)
     maps_bytes, _ = program_bytes(Program.parse(text), read_graph(layers))

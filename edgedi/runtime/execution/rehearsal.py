@@ -15,15 +15,13 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from edgedi.partition.plan.program import Piece, Run
+from edgedi.runtime.emulation.calm import calmly, is_calm
 from edgedi.runtime.execution.changed import Changed, Kernel
 from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
 from edgedi.runtime.execution.loading import expected_pieces
 from edgedi.runtime.execution.tensors import Tensor, inference, noise_of
 
 REPEATS = 5
-SETTLED, SHORTER_BY = 4, 0.02
-"""So many batches without one that is shorter, by this share at least, and no further follows: whatever else the
-machine does, such as loading the programs of others, only adds."""
 MOST_S = 3.0
 
 
@@ -33,25 +31,17 @@ def rehearse(loaded: LoadedProgram, clock: Callable[[], float] = time.thread_tim
     noise = {found: noise_of(*found) for found in set(expected.values())}  # nobody writes to what has come
     pieces = {key: noise[found] for key, found in expected.items()}
     with inference():
-        return steady(lambda: _rehearsed(loaded, pieces, clock), clock)
+        return steady(lambda: _rehearsed(loaded, pieces, clock))
 
 
-def steady(once: Callable[[], dict[int, float]], clock: Callable[[], float]) -> dict[int, float]:
-    """Seconds of the parts of what is done again and again: of the median run of the shortest of some batches."""
+def steady(once: Callable[[], dict[int, float]], calm: Callable[[], bool] = is_calm) -> dict[int, float]:
+    """Seconds of the parts of what is done again and again: of the median run of some at calm moments.
 
-    def batch() -> dict[int, float]:
-        taken = sorted((once() for _ in range(REPEATS)), key=lambda each: sum(each.values()))
-        return taken[REPEATS // 2]  # and not the median of each part: their sum would be less than that of any run
-
+    And not the median of each part: their sum would be less than that of any run.
+    """
     once()  # warms up
-    began_s = clock()
-    shortest, since = batch(), 0
-    while since < SETTLED and clock() - began_s < MOST_S:
-        found = batch()
-        is_shorter = sum(found.values()) < (1 - SHORTER_BY) * sum(shortest.values())
-        since = 0 if is_shorter else since + 1
-        shortest = min(shortest, found, key=lambda seconds: sum(seconds.values()))
-    return shortest
+    taken = calmly(once, enough=REPEATS, most_s=MOST_S, calm=calm)
+    return sorted(taken, key=lambda seconds: sum(seconds.values()))[len(taken) // 2]
 
 
 def _rehearsed(
@@ -79,7 +69,7 @@ def _rehearsed(
 
 
 class Price:
-    """What a program takes: its shortest rehearsal, as what disturbs this machine for seconds lengthens all of one.
+    """What a program takes: its shortest rehearsal, as not all that disturbs a machine is seen.
 
     Once somebody was told of it, it stays: what a program is charged and what it is held against are one figure.
     """

@@ -212,6 +212,7 @@ class WorkerPrograms:
                 device=self._options.device,
                 groups=self._groups(),
                 clock=clock,
+                calm=self._options.speed.counts_warm,
             )
             if (priced := self._priced(message)) is not None:  # its requests are held against this
                 seconds = adding_up_to(self._options.speed.slowdown * priced.told_s(), seconds)
