@@ -85,7 +85,8 @@ def run(case: Case, data: Path, number: int, folder: Path, budget_s: float | Non
     place = folder / f"{case.name}-{number}"
     checkpoint = place / "checkpoint" if case.trains else None
     small = compact(setting.model, setting.example, seed=number, progress=say, checkpoint=checkpoint, **setting.options)
-    seconds = time.monotonic() - started_s
+    # Of a run that was killed, the steps know what they took before.
+    seconds = max(time.monotonic() - started_s, sum(step.seconds for step in small.compaction.steps))
     print(small.compaction, flush=True)
     save(small, place / "network", setting.example, overwrite=True)
     num_steps = small.compaction.training_steps
