@@ -25,7 +25,7 @@ from edgedi.bench.progress import Teller
 from edgedi.bench.report import ONE_WORKER, Disturbance, Machine, Memory, Report, Result, Single, Split, Traffic
 from edgedi.bench.settings import Settings
 from edgedi.errors import EdgediError
-from edgedi.partition.cost.profile import ClusterProfile
+from edgedi.partition.cost.profile import Links
 from edgedi.partition.plan.plan import Plan
 from edgedi.partition.plan.program import ProgramSet
 from edgedi.runtime.session.distribute import distribute
@@ -158,7 +158,7 @@ class _Run:
         """One worker alone, then every planner on all of them and on as many as were asked for besides."""
         everybody = self._settings.num_workers
         made = [self._session(ONE_WORKER, ONE_WORKER, devices, everybody)]
-        known = made[0].session.profile
+        known = made[0].session.links
         for planner in self._settings.planners:
             for count in sorted({*self._settings.counts, everybody}, reverse=True):
                 name = planner if count == everybody else f"{planner} on {count}"
@@ -167,11 +167,11 @@ class _Run:
         return made
 
     def _session(
-        self, name: str, planner: str, devices: Devices, count: int, known: ClusterProfile | None = None
+        self, name: str, planner: str, devices: Devices, count: int, known: Links | None = None
     ) -> SessionContender:
         """A session that keeps its plan, and fails rather than answer by itself: its seconds are the plan's. Links are
         measured by the first one, for all."""
-        links = known.subset(range(count)).links if known is not None else None
+        links = {ends: link for ends, link in known.items() if max(ends) < count} if known is not None else None
         session = distribute(
             self._network, self._inputs, devices.addresses[: count - devices.share], planner=planner, links=links,
             local=devices.share, key=devices.key, rebalance=False, allow_local=False,

@@ -77,6 +77,11 @@ class EngineGroup:
         taken = list(self._threads.map(lambda engine: self._mean_s(engine, index), self._engines))
         return 1 / sum(1 / seconds for seconds in taken)
 
+    def rehearse_again(self) -> None:
+        """See ``EngineContender``."""
+        for engine in self._engines:
+            engine.rehearse_again()
+
     def _mean_s(self, engine: EngineContender, index: int) -> float:
         return sum(engine.seconds(index) for _ in range(self._count)) / self._count
 
@@ -187,6 +192,8 @@ class _Run:
         placements = {session.name: session.session.placement for session in sessions}
         computed_by = {session.name: session.computed_by() for session in sessions}
         workers = sessions[-1].session.workers
+        if settings.counts_warm:
+            self._rehearse_again(sessions, groups)
         results = {result.name: result for result in self._rounds(contenders, own)}
         alone = [results[group.name] for group in groups if group.num_devices == 1]
         best = min(alone, key=lambda result: result.spread.median_s, default=None)
@@ -209,6 +216,14 @@ class _Run:
             late_s=max(session.late_s() for session in sessions),
         )
 
+    def _rehearse_again(self, sessions: Sequence[StreamContender], groups: Sequence[EngineGroup]) -> None:
+        """Engines and programs at another moment each: the shorter counts."""
+        self._teller.say("rehearsing once more")
+        for session in sessions:
+            session.session.layer_seconds()
+        for group in groups:
+            group.rehearse_again()
+
     def _rounds(self, contenders: Sequence[Contender], own: list[Tensor]) -> list[Result]:
         """Run them; where a worker or an engine is lost meanwhile, what all completed before."""
         told = self._teller.rounds(self._settings.rounds, f"measuring {len(contenders)} contenders in turn")
@@ -223,7 +238,7 @@ class _Run:
         """One worker (of all the one that ``single`` takes), each planner's plan for latency with as many requests in
         flight, and what throughput chooses."""
         made = [self._session(ONE_WORKER, devices, "single", "latency")]
-        links = made[0].session.profile.links
+        links = made[0].session.links
         for planner in self._settings.planners:
             made.append(self._session(f"{planner}, in flight", devices, planner, "latency", links))
         return [*made, self._session(THROUGHPUT, devices, self._settings.planners[0], THROUGHPUT, links)]

@@ -30,6 +30,7 @@ from edgedi.cli import worker
 from edgedi.cli.bench import main
 from edgedi.partition.cost.cost import CostModel
 from edgedi.partition.plan.program import Send
+from edgedi.runtime.emulation.calm import Calm
 from edgedi.runtime.emulation.here import Emulation, emulation_here
 from edgedi.runtime.session.session import Session
 from edgedi.runtime.worker.local_workers import Launch, LocalWorkers
@@ -379,7 +380,7 @@ def test_an_engine_of_an_emulated_device_is_timed_by_its_processor_time():
 def test_the_price_of_a_message_is_half_of_what_both_ends_take(keys: bool):
     ticks, cores = itertools.count(), os.sched_getaffinity(0)
     price, passing = measured_price(
-        keys=keys, thread=lambda: 1e-6 * next(ticks), process=lambda: 5e-6 * next(ticks), calm=lambda: True
+        keys=keys, thread=lambda: 1e-6 * next(ticks), process=lambda: 5e-6 * next(ticks), calm=Calm(lambda: 1.0)
     )
     assert price.message_s == pytest.approx(1e-6)  # looked at twice for each end
     assert price.byte_s == pytest.approx(0, abs=1e-18)
@@ -392,7 +393,7 @@ def test_passing_on_is_what_other_threads_took():
     readings = iter([1.0, *[0.0] * 10_000])
     spent = itertools.count(3.0, 6.0)  # before and after the messages of a batch
     _, passing = measured_price(
-        keys=False, thread=lambda: next(readings, 0.0), process=lambda: next(spent), calm=lambda: True
+        keys=False, thread=lambda: next(readings, 0.0), process=lambda: next(spent), calm=Calm(lambda: 1.0)
     )
     assert passing.message_s == pytest.approx(6.0 / 60)
     assert passing.byte_s == 0

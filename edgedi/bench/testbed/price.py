@@ -13,7 +13,7 @@ import zmq
 
 from edgedi.partition.graph.geometry import Interval
 from edgedi.partition.plan.program import Piece
-from edgedi.runtime.emulation.calm import calmly, is_calm
+from edgedi.runtime.emulation.calm import CALM, Calm, calmly
 from edgedi.runtime.emulation.speed import MessagePrice
 from edgedi.runtime.execution.pieces import message_of, piece_of, tensor_of
 from edgedi.runtime.execution.tensors import Tensor, inference, noise
@@ -43,7 +43,7 @@ def measured_price(
     keys: bool,
     thread: Callable[[], float] = time.thread_time,
     process: Callable[[], float] = time.process_time,
-    calm: Callable[[], bool] = is_calm,
+    calm: Calm = CALM,
 ) -> tuple[MessagePrice, MessagePrice]:
     """(at each end, passing it on) from messages of two sizes over ZeroMQ on the loopback device, packed, sent, taken
     in and unpacked as in a run, encrypted if there are ``keys``.

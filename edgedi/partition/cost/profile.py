@@ -198,8 +198,11 @@ Links = Mapping[tuple[int, int], LinkProfile]
 
 
 def require_links(links: Links, num_workers: int) -> None:
-    """``ValueError`` unless each is between two of so many workers, or between one and the coordinator."""
-    for source, target in links:
+    """``ValueError`` unless each is between two of so many workers, or between one and the coordinator; ``TypeError``
+    unless it is a ``LinkProfile``."""
+    for (source, target), link in links.items():
+        if not isinstance(link, LinkProfile):
+            raise TypeError(f"the link from {source} to {target} is {link!r}: give a LinkProfile")
         if source == target or not all(-1 <= end < num_workers for end in (source, target)):
             raise ValueError(f"there is no link from {source} to {target} among {num_workers} workers")
 

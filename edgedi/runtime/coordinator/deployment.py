@@ -300,6 +300,11 @@ class Deployer:
         devices = device_profiles(self._coordinator, capture, welcomes, self._say)
         return ClusterProfile(devices=devices, links=self._links.among(alive))
 
+    @property
+    def known_links(self) -> Links:
+        """Of all workers, by link number, as given or measured so far."""
+        return self._given.links if self._given is not None else self._links.known
+
     def _install_probe(self, programs: ProgramSet, links: Sequence[int]) -> int:
         epoch = self._new_epoch()
         shipment = Shipment({}, weight_digest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 
 from edgedi.partition.cost.probe import links_along
 from edgedi.partition.cost.profile import LinkProfile, Links
@@ -23,6 +24,7 @@ class KnownLinks:
     ) -> None:
         """``welcomes`` are the workers', by link number; they may come later."""
         self._known = dict(given or {})
+        self.known: Links = MappingProxyType(self._known)
         self._probe, self._welcomes, self._say = probe, welcomes, say
 
     def among(self, workers: Sequence[int]) -> dict[tuple[int, int], LinkProfile]:
@@ -30,9 +32,10 @@ class KnownLinks:
         not known of others is the worst on the way between them."""
         for worker in workers:
             self._between(HOME, worker)
-        links = links_along([self._between(one, other) for one, other in pairwise(workers)])
+        there = links_along([self._between(one, other) for one, other in pairwise(workers)])
+        back = links_along([self._between(other, one) for one, other in pairwise(workers)])
         ends = [(HOME, HOME), *enumerate(workers)]
-        return links | {
+        return {(one, other): (there if one < other else back)[one, other] for one, other in there} | {
             (number, other_number): self._known[end, other]
             for number, end in ends
             for other_number, other in ends
@@ -42,7 +45,7 @@ class KnownLinks:
     def _between(self, one: int, other: int) -> LinkProfile:
         there, back = (one, other), (other, one)
         if there not in self._known or back not in self._known:
-            link = self._measured(one, other)
+            link = self._measured(*sorted(there))
             self._known.setdefault(there, link)
             self._known.setdefault(back, link)
         return self._known[there]

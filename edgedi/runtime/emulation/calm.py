@@ -16,7 +16,8 @@ Found = TypeVar("Found")
 
 SLOWER = 1.3
 """Times the fastest loop that was ever seen: then a moment is not calm."""
-FIRST_LOOKS = 400
+FIRST_LOOKS = 2_000
+"""About a second: disturbances are rarely longer without a gap, and a best that was none is found out later."""
 WAIT_S = 0.005
 """Until it is looked at once more."""
 _LOOPS = 10_000
@@ -31,21 +32,26 @@ def loop_s(clock: Callable[[], float] = time.thread_time) -> float:
 
 
 class Calm:
-    """Called, it says whether this moment is calm."""
+    """``look`` at a moment, then ask whether what was seen ``is_calm``: by the best of all looks, also later ones."""
 
-    def __init__(self, look: Callable[[], float] = loop_s) -> None:
-        self._look = look
+    def __init__(self, loop: Callable[[], float] = loop_s) -> None:
+        self._loop = loop
         self._best_s = math.inf
 
-    def __call__(self) -> bool:
+    def look(self) -> float:
+        """Seconds of the loop at this moment."""
         if math.isinf(self._best_s):
-            self._best_s = min(self._look() for _ in range(FIRST_LOOKS))
-        taken_s = self._look()
+            self._best_s = min(self._loop() for _ in range(FIRST_LOOKS))
+        taken_s = self._loop()
         self._best_s = min(self._best_s, taken_s)
+        return taken_s
+
+    def is_calm(self, taken_s: float) -> bool:
+        """Whether the loop was about as fast as it ever was."""
         return taken_s <= SLOWER * self._best_s
 
 
-is_calm = Calm()
+CALM = Calm()
 """Of this process: the more often it looks, the better it knows the fastest loop."""
 
 
@@ -54,21 +60,26 @@ def calmly(
     *,
     enough: int,
     most_s: float,
-    calm: Callable[[], bool] = is_calm,
+    calm: Calm = CALM,
     clock: Callable[[], float] = time.perf_counter,
     wait: Callable[[float], None] = time.sleep,
 ) -> list[Found]:
     """What ``once`` finds where it is calm before and after, ``enough`` times or until ``most_s`` are over; where it
     never was, what it finds at other moments."""
-    found: list[Found] = []
-    others: list[Found] = []
+    seen: list[tuple[float, Found]] = []
     until_s = clock() + most_s
-    while len(found) < enough and clock() < until_s:
-        if not calm():
+
+    def found() -> list[Found]:
+        return [one for slower_s, one in seen if calm.is_calm(slower_s)]
+
+    while len(found()) < enough and clock() < until_s:
+        before_s = calm.look()
+        if not calm.is_calm(before_s):
             wait(WAIT_S)
             continue
         one = once()
-        (found if calm() else others).append(one)
-    while not found and len(others) < enough:
+        seen.append((max(before_s, calm.look()), one))
+    others = [one for _, one in seen]
+    while not found() and len(others) < enough:
         others.append(once())
-    return found or others
+    return found() or others

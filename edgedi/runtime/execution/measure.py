@@ -82,13 +82,13 @@ def measure_described(
     ``groups`` makes, and the factor is 1. Where layers are only listed, they are timed one by one; the factor is told
     if none of them is cut. ``calm`` is as for ``measure_program``.
 
-    Where all of it does not fit into ``limit_bytes``, layer by layer (with warmer weights than in a request); a layer
-    that does not fit by itself is left out.
+    Where all of it does not fit into ``limit_bytes``, layer by layer (with warmer weights than in a request, and not
+    waiting for calm moments each time); a layer that does not fit by itself is left out.
     """
     instructions = Program.parse(text).instructions
     as_it_runs = any(isinstance(instruction, Recv) for instruction in instructions)
 
-    def run(program: str, described: tuple[dict[str, Any], ...]) -> tuple[Measurement, ...]:
+    def run(program: str, described: tuple[dict[str, Any], ...], calm: bool = calm) -> tuple[Measurement, ...]:
         packer = Packer() if fast else None
         names = set(digests_of(described))
         store = noise_store([weight for weight in weights if weight["digest"] in names], packer, device)
@@ -113,7 +113,7 @@ def measure_described(
             continue
         alone = Program(participant=0, instructions=(instruction,))
         with contextlib.suppress(WorkerMemoryError):
-            found += run(str(alone), _alone(layers, instruction.piece.tensor))
+            found += run(str(alone), _alone(layers, instruction.piece.tensor), calm=False)
     return tuple(found), 1.0
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
-from edgedi.partition.plan.program import Piece, Run
-from edgedi.runtime.emulation.calm import calmly, is_calm
+from edgedi.partition.plan.program import Join, Piece, Run
+from edgedi.runtime.emulation.calm import CALM, Calm, calmly
 from edgedi.runtime.execution.changed import Changed, Kernel
 from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
 from edgedi.runtime.execution.loading import expected_pieces
@@ -34,7 +34,7 @@ def rehearse(loaded: LoadedProgram, clock: Callable[[], float] = time.thread_tim
         return steady(lambda: _rehearsed(loaded, pieces, clock))
 
 
-def steady(once: Callable[[], dict[int, float]], calm: Callable[[], bool] = is_calm) -> dict[int, float]:
+def steady(once: Callable[[], dict[int, float]], calm: Calm = CALM) -> dict[int, float]:
     """Seconds of the parts of what is done again and again: of the median run of some at calm moments.
 
     And not the median of each part: their sum would be less than that of any run.
@@ -68,29 +68,37 @@ def _rehearsed(
     return {number: stop_s - start_s for (number, stop_s), start_s in zip(ends.items(), starts, strict=False)}
 
 
-class Price:
-    """What a program takes: its shortest rehearsal, as not all that disturbs a machine is seen.
+def computes(loaded: LoadedProgram) -> bool:
+    """Whether there is anything to charge for; a program that passes on what it gets needs no rehearsal."""
+    return any(step.kernel is not None and isinstance(step.instruction, (Run, Join)) for step in loaded.steps)
 
-    Once somebody was told of it, it stays: what a program is charged and what it is held against are one figure.
-    """
+
+class Price:
+    """What a program takes: the shorter of two rehearsals, the first when it is loaded and the last before somebody is
+    told, as not all that disturbs a machine is seen. Then it stays: what requests are charged is what they are held
+    against."""
 
     def __init__(self) -> None:
         self.total_s = math.inf
         self.is_told = False
 
+    @property
+    def is_known(self) -> bool:
+        """Whether there was a rehearsal."""
+        return self.total_s < math.inf
+
     def learn(self, parts_s: Mapping[int, float]) -> None:
         """Of one more rehearsal."""
-        if not self.is_told:
-            self.total_s = min(self.total_s, sum(parts_s.values()))
+        self.total_s = min(self.total_s, sum(parts_s.values()))
 
 
-_PRICES: WeakValueDictionary[tuple[str, str], Price] = WeakValueDictionary()
+_PRICES: WeakValueDictionary[tuple[str, str, str], Price] = WeakValueDictionary()
 
 
-def price_of(program: str, layers: Sequence[Mapping[str, Any]]) -> Price:
-    """Of the program with this text and these descriptions of its layers. A process is one device: whatever session of
-    it has the same program has the same price."""
-    return _PRICES.setdefault((program, repr(layers)), Price())
+def price_of(program: str, layers: Sequence[Mapping[str, Any]], computed_by: str) -> Price:
+    """Of the program with this text and these descriptions of its layers, computed by these engines. A process is one
+    device: whatever session of it has the same program has the same price."""
+    return _PRICES.setdefault((program, repr(layers), computed_by), Price())
 
 
 class PricedProgram(Changed):
@@ -99,7 +107,8 @@ class PricedProgram(Changed):
     def __init__(self, loaded: LoadedProgram, price: Price, charge: Callable[[float], None]) -> None:
         self.price = price
         self._loaded, self._parts_s = loaded, rehearse(loaded)
-        price.learn(self._parts_s)
+        if not price.is_known:
+            price.learn(self._parts_s)
         parts_s, sum_s = self._parts_s, sum(self._parts_s.values())
 
         def change(number: int, kernel: Kernel) -> Kernel:

@@ -1,4 +1,7 @@
-"""The bound of a plan, measured: every worker computes its share of each layer, all at once, and nobody exchanges."""
+"""The bound of a plan, measured: every worker computes its share of each layer, and nobody exchanges.
+
+Real workers do so all at once, emulated ones one after another, and theirs is what requests are charged.
+"""
 
 from __future__ import annotations
 

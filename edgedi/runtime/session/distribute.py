@@ -50,7 +50,7 @@ def distribute(
     ``"latency"``, the time of one request, or ``"throughput"``, requests a second with many in flight
     (``session.stream``): then workers may answer whole requests each, or stand in a pipeline. ``profile`` (a
     ``ClusterProfile`` or a JSON file) replaces measuring. ``links`` replaces measuring these links alone, as by another
-    session's ``profile.links``: ``(source, target)`` to ``LinkProfile``, workers by number and ``-1`` for this process.
+    session's ``links``: ``(source, target)`` to ``LinkProfile``, workers by number, ``-1`` for this process.
     ``verify`` is ``"first"``, ``"always"`` or ``"never"``.
     ``max_in_flight`` requests are under way at most: 4 by default, for throughput 3 for each worker if that is more.
     ``rebalance`` plans anew, between requests, when devices change their speed (``balance_state`` says when).

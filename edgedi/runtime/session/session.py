@@ -207,6 +207,12 @@ class Session:
         return self._deployer.cluster(main.capture, main.links)
 
     @property
+    def links(self) -> Links:
+        """What is known of the links: another session of these workers may be given it. Numbers are those of the
+        workers as they were given, this process the first of them if it has a share; ``profile`` numbers the plan's."""
+        return self._deployer.known_links
+
+    @property
     def workers(self) -> tuple[str, ...]:
         """Names of the workers, in the plan's order at the start."""
         return tuple(welcome.name for welcome in self._deployer.welcomes)

@@ -10,10 +10,16 @@ from pathlib import Path
 
 
 def fingerprint(
-    device: str, threads: int, engine: str, slowdown: float = 1.0, memory_limit_bytes: int | None = None
+    device: str,
+    threads: int,
+    engine: str,
+    slowdown: float = 1.0,
+    memory_limit_bytes: int | None = None,
+    *,
+    warm: bool = False,
 ) -> str:
     """A short name of processor, features, device kind, threads, engine, memory limit and emulation: what profiles are
-    kept under."""
+    kept under. ``warm`` says that an emulated device is measured at calm moments."""
     features = ""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -24,7 +30,7 @@ def fingerprint(
         features = named.get("flags") or named.get("Features") or ""
     digest = hashlib.sha256(f"{model}{features}{platform.machine()}".encode()).hexdigest()[:12]
     words = "-".join(model.split())[:48].replace("/", "-")
-    emulated = "" if slowdown == 1 else f"-slowed{slowdown:g}x"
+    emulated = "" if slowdown == 1 else f"-slowed{slowdown:g}x{'-warm' * warm}"
     limited = "" if memory_limit_bytes is None else f"-{memory_limit_bytes}b"  # how layers are measured hangs on it
     return f"{words}-{digest}-{device}-{threads}t-{engine}{limited}{emulated}"
 

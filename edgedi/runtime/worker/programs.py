@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from edgedi.errors import EdgediError, RemoteProtocolError, SecurityError
-from edgedi.runtime.emulation.alone import alone
+from edgedi.runtime.emulation.turns import one_at_a_time
 from edgedi.runtime.execution.allocator import release_freed_memory
 from edgedi.runtime.execution.executor import LoadedProgram
 from edgedi.runtime.execution.groups import EngineGroups
 from edgedi.runtime.execution.loading import ENGINE_COPIES, Expected, WorkerMemoryError, expected_pieces, load
 from edgedi.runtime.execution.measure import adding_up_to, measure_described
-from edgedi.runtime.execution.rehearsal import PricedProgram, price_of
+from edgedi.runtime.execution.rehearsal import PricedProgram, computes, price_of
 from edgedi.runtime.execution.tensors import from_wire
 from edgedi.runtime.execution.weights import WeightStore
 from edgedi.runtime.kernels import fused
@@ -123,21 +123,23 @@ class WorkerPrograms:
 
     def _load(self, deploy: Deploy, groups: EngineGroups | None, engine_bytes: int) -> LoadedProgram:
         options = self._options
-        with self._alone():
+        with self._turn():
             loaded = load(
                 deploy.program, deploy.layers, self._store, self._packer, limit_bytes=options.memory_limit_bytes,
                 device=options.device, engines=groups, engine_bytes=engine_bytes,
             )  # fmt: skip
-            return self._rehearsed(deploy, loaded) if options.speed.counts_warm else loaded
+            if not (options.speed.counts_warm and computes(loaded)):
+                return loaded
+            return self._rehearsed(deploy, loaded, str(groups))
 
-    def _alone(self) -> contextlib.AbstractContextManager[None]:
+    def _turn(self) -> contextlib.AbstractContextManager[None]:
         """Where engines are chosen and layers timed: emulated devices that count warm do so one after another."""
-        return alone() if self._options.speed.counts_warm else contextlib.nullcontext()
+        return one_at_a_time() if self._options.speed.counts_warm else contextlib.nullcontext()
 
-    def _rehearsed(self, deploy: Deploy, loaded: LoadedProgram) -> PricedProgram:
+    def _rehearsed(self, deploy: Deploy, loaded: LoadedProgram, computed_by: str) -> PricedProgram:
         """For an emulated device: charged for every instruction."""
         try:
-            return PricedProgram(loaded, price_of(deploy.program, deploy.layers), self._charge)
+            return PricedProgram(loaded, price_of(deploy.program, deploy.layers, computed_by), self._charge)
         except Exception as error:  # whatever an operator raises over noise
             raise RemoteProtocolError(f"the program does not run: {type(error).__name__}: {error}") from error
 
@@ -201,7 +203,7 @@ class WorkerPrograms:
 
     def measure(self, message: Measure, clock: Callable[[], float]) -> Measured:
         """Time a program on noise; nothing of it stays. Whatever an operator raises over a stranger's description."""
-        with self._alone():
+        with self._turn():
             seconds, engine_factor = measure_described(
                 message.program,
                 message.layers,

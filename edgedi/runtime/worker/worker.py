@@ -255,6 +255,7 @@ class Worker:
                 self._programs.engine_name,
                 options.speed.slowdown,
                 options.memory_limit_bytes,
+                warm=options.speed.counts_warm,
             ),
         )
         self._send(action.link, welcome)

@@ -78,6 +78,12 @@ def test_what_was_given_is_not_measured_and_each_direction_is_its_own() -> None:
     assert (found[0, 1], found[1, 0]) == (link(10), link(7))
 
 
+def test_the_way_back_is_the_worst_of_the_links_back() -> None:
+    given = {(0, 1): link(1), (1, 0): link(50), (1, 2): link(2), (2, 1): link(3)}
+    found = KnownLinks(given, Probe(), FOUR, lambda text: None).among([0, 1, 2])
+    assert (found[0, 2], found[2, 0]) == (link(2), link(50))
+
+
 def test_what_was_given_of_workers_that_are_no_neighbours_counts() -> None:
     found = KnownLinks({(0, 2): link(99)}, Probe(), FOUR, lambda text: None).among([0, 1, 2])
     assert (found[0, 2], found[2, 0]) == (link(99), link(30))
@@ -91,19 +97,37 @@ def test_a_worker_without_room_is_not_measured() -> None:
     assert found[HOME, 1] == found[0, 1] == SMALL_DEVICE_LINK
 
 
+def test_links_are_numbered_as_workers_were_given_whoever_the_plan_uses() -> None:
+    model, x, workers = small(), image(), LocalWorkers(2)
+    try:
+        with distribute(model, x, workers.addresses, objective="throughput") as session:
+            assert set(session.links) == {(HOME, 0), (0, HOME), (HOME, 1), (1, HOME), (0, 1), (1, 0)}
+        profile = ClusterProfile.uniform(2).with_links({(0, 1): link(3)})
+        with distribute(model, x, workers.addresses, profile=profile) as session:
+            assert session.links == {(0, 1): link(3)}
+    finally:
+        workers.stop()
+
+
 def test_a_session_takes_the_links_that_another_has_measured() -> None:
     model, x, workers, said = small(), image(), LocalWorkers(2), []
     try:
         with distribute(model, x, workers.addresses, progress=said.append) as session:
-            known = session.profile.links
+            known = dict(session.links)
+            assert session.profile.links == known
         assert set(known) == {(HOME, 0), (0, HOME), (HOME, 1), (1, HOME), (0, 1), (1, 0)}
         assert sum(line.startswith("measuring the link") for line in said) == 3
         said.clear()
         with distribute(model, x, workers.addresses, links=known, progress=said.append) as session:
-            assert session.profile.links == known
+            assert session.links == session.profile.links == known
         assert not [line for line in said if "link" in line]
     finally:
         workers.stop()
+
+
+def test_what_is_no_link_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"from 0 to -1 is 0\.1: give a LinkProfile"):
+        distribute(small(), image(), ["127.0.0.1:5555"], links={(0, HOME): 0.1})
 
 
 @pytest.mark.parametrize(

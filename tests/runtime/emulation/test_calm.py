@@ -10,17 +10,19 @@ import pytest
 from edgedi.runtime.emulation.calm import FIRST_LOOKS, SLOWER, WAIT_S, Calm, calmly, loop_s
 
 
-class Machine:
-    """Its time goes on by what it is asked to do; ``moments`` says when it is calm, one look after another."""
+def looks(*seconds: float) -> Callable[[], float]:
+    told = iter(seconds)
+    return lambda: next(told)
 
-    def __init__(self, *moments: bool) -> None:
+
+class Machine:
+    """Its time goes on by what it is asked to do; ``loops`` are the loop's seconds, one look after another."""
+
+    def __init__(self, *loops: float, first: float = 1.0) -> None:
         self.now_s = 0.0
         self.waited_s = 0.0
-        self._moments = iter(moments)
+        self._calm = Calm(looks(*[first] * FIRST_LOOKS, *loops))
         self._made = itertools.count()
-
-    def calm(self) -> bool:
-        return next(self._moments)
 
     def clock(self) -> float:
         return self.now_s
@@ -34,17 +36,16 @@ class Machine:
         return next(self._made)
 
     def found(self, *, enough: int, most_s: float) -> list[int]:
-        return calmly(self.once, enough=enough, most_s=most_s, calm=self.calm, clock=self.clock, wait=self.wait)
+        return calmly(self.once, enough=enough, most_s=most_s, calm=self._calm, clock=self.clock, wait=self.wait)
 
 
-def looks(*seconds: float) -> Callable[[], float]:
-    told = iter(seconds)
-    return lambda: next(told)
+CALM, NOT = 1.0, 1.6
 
 
 def test_a_moment_is_calm_where_the_loop_is_about_as_fast_as_ever() -> None:
     calm = Calm(looks(2.0, *[1.0] * (FIRST_LOOKS - 1), SLOWER, SLOWER + 0.01, 0.5, 1.0, 0.5 * SLOWER))
-    assert [calm() for _ in range(5)] == [True, False, True, False, True]
+    assert [calm.is_calm(calm.look()) for _ in range(5)] == [True, False, True, False, True]
+    assert not calm.is_calm(SLOWER), "by what is known now"
 
 
 def test_the_loop_is_timed_by_the_processor_time_of_the_thread() -> None:
@@ -53,17 +54,25 @@ def test_the_loop_is_timed_by_the_processor_time_of_the_thread() -> None:
 
 
 def test_only_what_is_calm_before_and_after_counts() -> None:
-    machine = Machine(True, True, True, False, False, True, True)
+    machine = Machine(CALM, CALM, CALM, NOT, NOT, CALM, CALM)
     assert machine.found(enough=2, most_s=100) == [0, 2]
     assert machine.waited_s == WAIT_S
 
 
 def test_few_calm_moments_are_better_than_many_others() -> None:
-    machine = Machine(True, True, *[True, False] * 3)
+    machine = Machine(CALM, CALM, *[CALM, NOT] * 3)
     assert machine.found(enough=5, most_s=3.5) == [0]
 
 
+def test_what_was_taken_for_calm_counts_no_more_once_the_loop_is_faster() -> None:
+    """Somebody else was there from the first look on, and leaves."""
+    machine = Machine(*[NOT] * 4, CALM, CALM, CALM, CALM, first=NOT)
+    assert machine.found(enough=2, most_s=100) == [0, 1], "nothing better is known yet"
+    machine = Machine(NOT, NOT, *[CALM] * 4, first=NOT)
+    assert machine.found(enough=2, most_s=100) == [1, 2]
+
+
 def test_where_it_is_never_calm_the_rest_is_taken() -> None:
-    machine = Machine(*[False] * 1_000)
+    machine = Machine(*[NOT] * 1_000)
     assert machine.found(enough=3, most_s=10 * WAIT_S) == [0, 1, 2]
     assert machine.waited_s == pytest.approx(10 * WAIT_S, abs=WAIT_S)

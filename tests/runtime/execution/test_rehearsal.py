@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from edgedi.partition.capture.capture import capture_model
+from edgedi.partition.cost.probe import probe_programs
 from edgedi.partition.plan.lowering import lower
 from edgedi.partition.plan.program import Join, Run, Send
+from edgedi.runtime.emulation.calm import FIRST_LOOKS, Calm
 from edgedi.runtime.execution import rehearsal
 from edgedi.runtime.execution.changed import Changed, Kernel
 from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
 from edgedi.runtime.execution.loading import expected_pieces
-from edgedi.runtime.execution.rehearsal import REPEATS, Price, PricedProgram, rehearse, steady
+from edgedi.runtime.execution.rehearsal import REPEATS, Price, PricedProgram, computes, price_of, rehearse, steady
 from edgedi.runtime.execution.tensors import noise_of
 from tests.plans import axis_plan
 from tests.runtime.networks import image, small
@@ -92,23 +94,22 @@ def charges_of(program: LoadedProgram, charged: list[float]) -> list[float]:
     return list(charged)
 
 
-def test_the_shortest_rehearsal_counts_until_somebody_was_told(
-    loaded: LoadedProgram, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_shorter_of_two_rehearsals_counts(loaded: LoadedProgram, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first when it is loaded, the last before somebody is told; engines have two as well."""
     one = {number: 1.0 + number for number in numbers(loaded)}
     total_s = sum(one.values())
-    slower, quicker, quickest = ({n: factor * s for n, s in one.items()} for factor in (2, 0.5, 0.1))
-    rehearsed_as(monkeypatch, one, slower, quicker, quickest)
+    quickest, quicker = ({n: factor * s for n, s in one.items()} for factor in (0.1, 0.5))
+    rehearsed_as(monkeypatch, one, quickest, quicker, quickest)
     price, charged = Price(), []
     first = PricedProgram(loaded, price, charged.append)
     assert charges_of(first, charged) == pytest.approx(list(one.values()))
     second = PricedProgram(loaded, price, charged.append)
-    assert price.total_s == total_s
+    assert price.total_s == total_s, "another session of the same program has no rehearsal more"
     assert charges_of(second, charged) == pytest.approx(list(one.values()))
     runs = [n for n, i in enumerate(loaded.program.instructions) if isinstance(i, Run)]
     assert len(runs) < len(one)
     assert first.told_s() == pytest.approx(0.5 * sum(one[number] for number in runs))
-    assert second.told_s() == first.told_s(), "nothing is rehearsed for somebody else who asks"
+    assert second.told_s() == pytest.approx(first.told_s())
     third = PricedProgram(loaded, price, charged.append)
     for program in (first, second, third):
         assert sum(charges_of(program, charged)) == pytest.approx(0.5 * total_s)
@@ -117,15 +118,15 @@ def test_the_shortest_rehearsal_counts_until_somebody_was_told(
 def test_programs_that_lump_their_work_differently_have_one_price(
     loaded: LoadedProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An engine computes a chain of layers in its last step."""
+    """An engine computes a chain of layers in its last step, and may compute another chain in another session."""
     each = dict.fromkeys(numbers(loaded), 1.0)
     lumped = dict.fromkeys(each, 0.0) | {max(each): 0.5 * len(each)}
     rehearsed_as(monkeypatch, each, lumped)
     price, charged = Price(), []
-    torchs = PricedProgram(loaded, price, charged.append)
-    engines = PricedProgram(loaded, price, charged.append)
-    assert charges_of(torchs, charged) == pytest.approx([0.5] * len(each))
-    assert charges_of(engines, charged) == pytest.approx(list(lumped.values()))
+    one = PricedProgram(loaded, price, charged.append)
+    other = PricedProgram(loaded, price, charged.append)
+    assert charges_of(one, charged) == pytest.approx([1.0] * len(each))
+    assert charges_of(other, charged) == pytest.approx([2 * seconds for seconds in lumped.values()])
 
 
 def test_the_same_answer_at_a_price(loaded: LoadedProgram, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,19 +150,42 @@ def test_the_same_answer_at_a_price(loaded: LoadedProgram, monkeypatch: pytest.M
     assert all(torch.equal(a, b) for a, b in zip(*answers, strict=True))
 
 
-def always() -> bool:
-    return True
+CALM, NOT = 1.0, 1.6
+
+
+def moments(*loops: float) -> Calm:
+    """What the loop takes, one look after another; calm for ever afterwards."""
+    told = itertools.chain([CALM] * FIRST_LOOKS, loops, itertools.repeat(CALM))
+    return Calm(lambda: next(told))
 
 
 def test_the_median_run_of_those_at_calm_moments_counts() -> None:
     """The first run warms up; parts are those of one run, where medians of each would be less than any run took."""
     runs = iter([{0: 9.0, 1: 9.0}, *[{0: 1.0, 1: 3.0}] * 2, {0: 3.5, 1: 1.0}, {0: 50.0, 1: 1.0}, {0: 0.1, 1: 0.1}])
-    assert steady(lambda: next(runs), always) == {0: 1.0, 1: 3.0}
+    assert steady(lambda: next(runs), moments()) == {0: 1.0, 1: 3.0}
     assert next(runs, None) is None
     assert REPEATS == 5
 
 
 def test_runs_at_other_moments_do_not_count() -> None:
-    moments = iter([True, True] * 3 + [True, False] + [False] + [True, True] * 2)
     runs = iter([{0: 9.0}, *[{0: 1.0}] * 3, {0: 0.1}, *[{0: 2.0}] * 2])
-    assert steady(lambda: next(runs), lambda: next(moments)) == {0: 1.0}
+    assert steady(lambda: next(runs), moments(*[CALM, CALM] * 3, CALM, NOT, NOT)) == {0: 1.0}
+
+
+def test_what_computes_nothing_has_no_price(loaded: LoadedProgram) -> None:
+    assert computes(loaded)
+    passes_on = probe_programs(4_096, 2).programs[1]
+    graph = probe_programs(4_096, 2).graph
+    assert not computes(LoadedProgram(passes_on, graph, lambda name, cut: torch.zeros(())))
+
+
+def test_the_same_program_has_one_price_as_long_as_anybody_has_it() -> None:
+    layers = ({"name": "conv", "shape": (1, 3)},)
+    price = price_of("run y", layers, "torch")
+    assert price_of("run y", ({"name": "conv", "shape": (1, 3)},), "torch") is price
+    price.learn({0: 2.0})
+    assert not price_of("run z", layers, "torch").is_known
+    assert not price_of("run y", ({"name": "conv", "shape": (1, 4)},), "torch").is_known, "another model's"
+    assert not price_of("run y", layers, "torch; openvino for 1 of 1 chains").is_known
+    del price
+    assert not price_of("run y", layers, "torch").is_known

@@ -157,7 +157,7 @@ def test_emulated_devices_load_and_measure_one_after_another(
     entered, inside = 0, False
 
     @contextlib.contextmanager
-    def alone() -> Iterator[None]:
+    def one_at_a_time() -> Iterator[None]:
         nonlocal entered, inside
         entered, inside = entered + 1, True
         yield
@@ -167,7 +167,7 @@ def test_emulated_devices_load_and_measure_one_after_another(
         assert inside
         return {number: 1.0 for number, step in enumerate(loaded.steps) if isinstance(step.instruction, Run)}
 
-    monkeypatch.setattr("edgedi.runtime.worker.programs.alone", alone)
+    monkeypatch.setattr("edgedi.runtime.worker.programs.one_at_a_time", one_at_a_time)
     monkeypatch.setattr("edgedi.runtime.execution.rehearsal.rehearse", rehearse)
     (deploy, _), shipment = deploys()
     speed = Speed(slowdown=slowdown, price=MessagePrice(message_s=1e-5, byte_s=0))
@@ -184,9 +184,9 @@ def test_emulated_devices_load_and_measure_one_after_another(
 
 
 def test_a_programs_bound_is_what_its_requests_are_charged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rehearsed when it is loaded, by each of two sessions, and when the bound is measured: the shortest counts. Every
-    session has a worker of its own in its process, and the process is one device."""
-    totals = iter([3.0, 5.0, 2.0])
+    """The shorter of two rehearsals, when it is first loaded and before the bound is told. Every session has a worker
+    of its own in its process, and the process is one device."""
+    totals = iter([3.0, 1.0, 2.0])
 
     def rehearse(loaded: LoadedProgram) -> dict[int, float]:
         runs = [number for number, step in enumerate(loaded.steps) if isinstance(step.instruction, Run)]
