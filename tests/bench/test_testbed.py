@@ -19,6 +19,7 @@ import torch
 
 from edgedi import ClusterProfile, capture, distribute, lower
 from edgedi.bench.contenders import SessionContender
+from edgedi.bench.engine_contender import EngineContender
 from edgedi.bench.engine_process import stopwatch_of
 from edgedi.bench.testbed import start
 from edgedi.bench.testbed.namespaces import LOCKS, NAMESPACES, Network, NoNamespaces
@@ -263,8 +264,14 @@ def test_a_comparison_says_with_every_figure_that_it_is_emulated(
         "--model", "tiny_networks:chain", "--input", "1x3x16x16", "--testbed", f"{tmp_path / 'two.toml'}@1G",
         "--planners", "equal", "--against", "eager", "--rounds", "2", "--json", str(tmp_path / "r.json"),
     )  # fmt: skip
+    rehearsed: list[str] = []
+    monkeypatch.setattr(EngineContender, "rehearse_again", lambda self: rehearsed.append(self.name))
     assert main(options) == 0
-    printed, found = capsys.readouterr().out, json.loads((tmp_path / "r.json").read_text())
+    captured, found = capsys.readouterr(), json.loads((tmp_path / "r.json").read_text())
+    printed = captured.out
+    measured = [line.split("s  ", 1)[1] for line in captured.err.splitlines() if "measuring the link" in line]
+    assert [line.split(":")[0] for line in measured] == ["single"] * 3, "the first session measures links for all"
+    assert rehearsed == ["eager"], "at another moment, as programs are when their bound is measured"
     assert printed.count("Emulated devices, not real ones") == 3
     assert found["emulation"].startswith("Emulated devices")
     assert found["settings"]["testbed"]["devices"][1]["slowdown"] == 3
@@ -283,8 +290,13 @@ def test_a_stream_on_emulated_devices_counts_each_of_them(
         "--objective", "throughput", "--planners", "equal", "--against", "eager", "--rounds", "2", "--repeat", "3",
         "--json", str(tmp_path / "r.json"),
     )  # fmt: skip
+    rehearsed: list[str] = []
+    monkeypatch.setattr(EngineContender, "rehearse_again", lambda self: rehearsed.append(self.name))
     assert main(options) == 0
-    printed, found = capsys.readouterr().out, json.loads((tmp_path / "r.json").read_text())
+    captured, found = capsys.readouterr(), json.loads((tmp_path / "r.json").read_text())
+    printed = captured.out
+    assert captured.err.count("measuring the link") == 3
+    assert rehearsed == ["eager"] * len(rehearsed) != []
     assert printed.count("Emulated devices, not real ones") == 2
     assert found["emulation"].startswith("Emulated devices")
     rows = {row["name"]: row for row in found["rows"]}
