@@ -29,6 +29,7 @@ DISTRIBUTE = {
     "planner": "oodp",
     "objective": "latency",
     "profile": None,
+    "links": None,
     "key": None,
     "verify": "first",
     "allow_local": True,
@@ -58,7 +59,7 @@ COMPACT = {
     "progress": None,
 }
 SESSION = {
-    "close", "layer_seconds", "placement", "plan", "profile", "programs", "spans", "statistics", "stream", "submit",
+    "close", "layer_seconds", "links", "placement", "plan", "profile", "programs", "spans", "statistics", "stream", "submit",
     "trace", "workers",
 }  # fmt: skip
 ERRORS = {
