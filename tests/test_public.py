@@ -59,8 +59,8 @@ COMPACT = {
     "progress": None,
 }
 SESSION = {
-    "close", "layer_seconds", "links", "placement", "plan", "profile", "programs", "spans", "statistics", "stream", "submit",
-    "trace", "workers",
+    "close", "layer_seconds", "links", "placement", "plan", "profile", "programs", "spans", "statistics", "stream",
+    "submit", "trace", "workers",
 }  # fmt: skip
 ERRORS = {
     "CompactionError", "DeadlineExceeded", "EdgediError", "GraphError", "LocalProtocolError", "PlanError",
