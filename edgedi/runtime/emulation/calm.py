@@ -1,8 +1,8 @@
 """Whether a core of this machine computes as fast as it can at the moment.
 
-Where somebody else uses the other thread of the same core, another virtual machine for instance, everything takes up to
-half as long again, for tenths of seconds at a time, and our thread's processor time does not show why. A loop of Python
-does: it is fast or slow, with little between. What emulated devices are charged is measured at calm moments.
+What is outside of a virtual machine may slow a core, such as somebody else on its other thread: then everything takes
+longer, for tenths of seconds or for minutes, and our thread's processor time does not show why. A loop of Python does:
+it is fast or slow, with little between. What emulated devices are charged is measured at calm moments.
 """
 
 from __future__ import annotations

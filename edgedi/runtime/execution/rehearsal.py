@@ -22,7 +22,9 @@ from edgedi.runtime.execution.loading import expected_pieces
 from edgedi.runtime.execution.tensors import Tensor, inference, noise_of
 
 REPEATS = 5
+"""Runs at calm moments, of which the median counts."""
 MOST_S = 3.0
+"""No longer than that for calm moments; who had none takes others."""
 
 
 def rehearse(loaded: LoadedProgram, clock: Callable[[], float] = time.thread_time) -> dict[int, float]:

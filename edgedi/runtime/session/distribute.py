@@ -63,8 +63,6 @@ def distribute(
     """
     check_model(model)
     _check_options(planner, objective, verify, max_in_flight, timeout_s)
-    if profile is not None and links is not None:
-        raise ValueError("profile and links: a profile has links already, give one of the two")
     say = _progress(progress)
     _check_local(local)
     keypair = load_keypair(Path(key).expanduser()) if key is not None else None
@@ -83,8 +81,7 @@ def distribute(
             undo.callback(share.join)
             undo.callback(share.stop)
             addresses = (share.address, *addresses)
-        if links is not None:
-            require_links(links, len(addresses))
+        _check_links(links, profile, len(addresses))
         session = Session(
             model, addresses, keypair,
             planner=planner, objective=objective, profile=_read_profile(profile), links=links, verify=verify,
@@ -114,6 +111,14 @@ def _check_options(planner: str, objective: str, verify: str, max_in_flight: int
 def _check_local(local: bool) -> None:
     if not isinstance(local, bool):
         raise TypeError(f"local={local!r}: give True for a share of this process, or False")
+
+
+def _check_links(links: Links | None, profile: object, num_workers: int) -> None:
+    if links is None:
+        return
+    if profile is not None:
+        raise ValueError("profile and links: a profile has links already, give one of the two")
+    require_links(links, num_workers)
 
 
 def _find_workers(
