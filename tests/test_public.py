@@ -70,7 +70,7 @@ OPTIONS = {
     "edgedi-worker": {
         "--help", "--version", "--port", "--host", "--threads", "--cores", "--name", "--device", "--engine",
         "--memory-limit", "--key", "--authorized-keys", "--insecure-no-auth", "--log-level", "--end-with-parent",
-        "--slowdown", "--latency", "--message-price", "--message-passing", "--dilation", "--socks-proxy",
+        "--slowdown", "--latency", "--message-price", "--message-passing", "--calm-loop", "--dilation", "--socks-proxy",
     },
     "edgedi-keygen": {"--help", "--out", "--force", "--show", "--trust"},
     "edgedi-bench": {
@@ -156,8 +156,8 @@ def test_every_option_has_a_help_text(command: str):
 def test_every_option_is_in_the_readme(command: str):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     hidden = {
-        "--help", "--end-with-parent", "--slowdown", "--latency", "--message-price", "--message-passing", "--dilation",
-        "--socks-proxy",
+        "--help", "--end-with-parent", "--slowdown", "--latency", "--message-price", "--message-passing", "--calm-loop",
+        "--dilation", "--socks-proxy",
     }  # fmt: skip
     assert command in readme
     assert [option for option in sorted(OPTIONS[command] - hidden) if option not in readme] == []

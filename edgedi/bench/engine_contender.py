@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from edgedi.bench.contenders import tensors_of
 from edgedi.errors import EdgediError
+from edgedi.runtime.emulation.calm import CALM
 
 READY_TIMEOUT_S = 600.0
 """torch.compile of a large network on one thread takes minutes."""
@@ -57,7 +58,7 @@ class EngineContender:
         )  # fmt: skip
         self._tell(
             engine=engine, model=model, tensors=str(tensors), cores=list(cores), threads=threads,
-            slowdown=slowdown, warm=warm,
+            slowdown=slowdown, warm=warm, calm_loop_s=CALM.best_s,
         )  # fmt: skip
 
     @property

@@ -46,8 +46,10 @@ def _prepare(settings: Settings, answers: TextIO) -> Callable[[Settings], None]:
 
     from edgedi.bench.engines import ENGINES, Flat
     from edgedi.bench.networks import load_network
+    from edgedi.runtime.emulation.calm import CALM
     from edgedi.runtime.execution.rehearsal import steady
 
+    CALM.hears_of(settings["calm_loop_s"])
     torch.set_num_threads(settings["threads"])
     torch.set_grad_enabled(False)
     network = load_network(settings["model"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import signal
 import socket
@@ -54,11 +55,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"edgedi {software_version()}")
     made.add_argument("--end-with-parent", action="store_true", help=argparse.SUPPRESS)
     # An emulated device, see docs/method.md: how many times as slow, how late messages reach it, what work on
-    # one counts, how slowly time goes, its way to peers.
+    # one counts, the loop that tells calm moments, how slowly time goes, its way to peers.
     made.add_argument("--slowdown", type=_number, default=1.0, help=argparse.SUPPRESS)
     made.add_argument("--latency", type=_number, default=0.0, help=argparse.SUPPRESS)
     made.add_argument("--message-price", default=None, help=argparse.SUPPRESS)
     made.add_argument("--message-passing", default=None, help=argparse.SUPPRESS)
+    made.add_argument("--calm-loop", type=_number, default=math.inf, help=argparse.SUPPRESS)
     made.add_argument("--dilation", type=_number, default=1.0, help=argparse.SUPPRESS)
     made.add_argument("--socks-proxy", default=None, help=argparse.SUPPRESS)
     return made
@@ -157,9 +159,11 @@ def _options(arguments: argparse.Namespace) -> WorkerOptions:
         )
     keypair = load_keypair(arguments.key) if arguments.key else None
     _check_device(arguments.device)
+    from edgedi.runtime.emulation.calm import CALM
     from edgedi.runtime.emulation.speed import MessagePrice, Speed
     from edgedi.runtime.worker.options import WorkerOptions
 
+    CALM.hears_of(arguments.calm_loop)
     price, passing = (
         None if text is None else MessagePrice.parse(text)
         for text in (arguments.message_price, arguments.message_passing)

@@ -18,6 +18,7 @@ from edgedi.bench.engine_contender import EngineContender, EngineFailed, save_te
 from edgedi.bench.networks import load_network, random_input
 from edgedi.bench.progress import Teller
 from edgedi.bench.settings import ENGINE_NAMES, Settings
+from edgedi.runtime.emulation.calm import CALM
 
 CLI = Path(__file__).parent.parent / "cli"
 SHAPES = {"tiny_networks:chain": ((1, 3, 16, 16),), "tiny_networks:nested": ((1, 3, 9, 7), (1, 1, 9, 7))}
@@ -79,6 +80,15 @@ def test_an_engine_on_an_emulated_device_counts_what_it_took_warm(
     assert made.answer(0)[0].shape == (1, 5)
     made.rehearse_again()
     assert not warm or made.seconds(0) <= before_s
+
+
+def test_an_engine_hears_of_the_fastest_loop(
+    tmp_path: Path, started: list[EngineContender], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(CALM, "best_s", -1.0)  # which it cannot have found itself
+    made = contender("eager", "tiny_networks:chain", tmp_path, started)
+    with pytest.raises(EngineFailed, match="a loop of -1 seconds"):
+        made.wait()
 
 
 def test_an_engine_stays_on_its_core(tmp_path: Path, started: list[EngineContender]):

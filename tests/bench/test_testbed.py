@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import re
 import selectors
@@ -31,7 +32,7 @@ from edgedi.cli import worker
 from edgedi.cli.bench import main
 from edgedi.partition.cost.cost import CostModel
 from edgedi.partition.plan.program import Send
-from edgedi.runtime.emulation.calm import Calm
+from edgedi.runtime.emulation.calm import CALM, Calm
 from edgedi.runtime.emulation.here import Emulation, emulation_here
 from edgedi.runtime.session.session import Session
 from edgedi.runtime.worker.local_workers import Launch, LocalWorkers
@@ -172,12 +173,14 @@ def test_devices_get_the_latency_of_their_links(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(start.LocalWorkers, "launch", noted)
     text = SLOWLY + "[devices.link]\nrate_bits_per_s = 1e9\nlatency_s = 0.003\n"
     testbed = Testbed(parse_spec(text, name="two"), lambda text: None, namespaces=False)
-    own = emulation_here().speed
+    own, calm_loop_s = emulation_here().speed, CALM.best_s
     testbed.close()
     assert (own.slowdown, own.latency_s, own.dilation) == (2, 0.002, 4)
     (other,) = [worker.parser().parse_args(each.options) for each in launches]
     assert (other.slowdown, other.latency, other.dilation, other.memory_limit) == (3, 0.003, 4, 100_000_000)
     assert (other.message_price, other.message_passing) == (str(own.price), str(own.passing))
+    assert other.calm_loop == calm_loop_s
+    assert 0 < calm_loop_s < math.inf
 
 
 @pytest.mark.parametrize("namespaces", [pytest.param(True, marks=needs_namespaces), False])

@@ -22,6 +22,7 @@ from edgedi.bench.testbed.namespaces import Network, NoNamespaces
 from edgedi.bench.testbed.price import measured_price
 from edgedi.bench.testbed.spec import WARM, Device, Spec
 from edgedi.errors import EdgediError
+from edgedi.runtime.emulation.calm import CALM
 from edgedi.runtime.emulation.here import Emulation, emulating
 from edgedi.runtime.emulation.pace import clock_of
 from edgedi.runtime.emulation.speed import MessagePrice, Speed
@@ -133,7 +134,7 @@ class Testbed:
         prices = [word for option, price in priced if price is not None for word in (option, str(price))]
         emulation = (
             "--slowdown", repr(speed.slowdown), "--latency", repr(speed.latency_s), "--dilation", repr(speed.dilation),
-            *prices,
+            *prices, "--calm-loop", repr(CALM.best_s),
         )  # fmt: skip
         return Launch(name=device.name, options=(*emulation, *memory, *options), prefix=prefix)
 

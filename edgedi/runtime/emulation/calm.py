@@ -32,27 +32,35 @@ def loop_s(clock: Callable[[], float] = time.thread_time) -> float:
 
 
 class Calm:
-    """``look`` at a moment, then ask whether what was seen ``is_calm``: by the best of all looks, also later ones."""
+    """``look`` at a moment, then ask whether what was seen ``is_calm``: by the best of all looks, also later ones, and
+    of those of other processes of this machine that it ``hears_of``."""
 
     def __init__(self, loop: Callable[[], float] = loop_s) -> None:
         self._loop = loop
-        self._best_s = math.inf
+        self.best_s = math.inf
+
+    def hears_of(self, best_s: float) -> None:
+        """The fastest loop that somebody else saw, in seconds; infinity of who has not looked yet."""
+        if not best_s > 0:
+            raise ValueError(f"a loop of {best_s:g} seconds: accepted are seconds above 0")
+        self.best_s = min(self.best_s, best_s)
 
     def look(self) -> float:
         """Seconds of the loop at this moment."""
-        if math.isinf(self._best_s):
-            self._best_s = min(self._loop() for _ in range(FIRST_LOOKS))
+        if math.isinf(self.best_s):
+            self.best_s = min(self._loop() for _ in range(FIRST_LOOKS))
         taken_s = self._loop()
-        self._best_s = min(self._best_s, taken_s)
+        self.best_s = min(self.best_s, taken_s)
         return taken_s
 
     def is_calm(self, taken_s: float) -> bool:
         """Whether the loop was about as fast as it ever was."""
-        return taken_s <= SLOWER * self._best_s
+        return taken_s <= SLOWER * self.best_s
 
 
 CALM = Calm()
-"""Of this process: the more often it looks, the better it knows the fastest loop."""
+"""Of this process: the more often it looks, the better it knows the fastest loop. Those whom a testbed starts begin
+with what it knows, so that a process which begins while something slows the machine does not take that for calm."""
 
 
 def calmly(

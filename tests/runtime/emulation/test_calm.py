@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import pytest
@@ -46,6 +47,26 @@ def test_a_moment_is_calm_where_the_loop_is_about_as_fast_as_ever() -> None:
     calm = Calm(looks(2.0, *[1.0] * (FIRST_LOOKS - 1), SLOWER, SLOWER + 0.01, 0.5, 1.0, 0.5 * SLOWER))
     assert [calm.is_calm(calm.look()) for _ in range(5)] == [True, False, True, False, True]
     assert not calm.is_calm(SLOWER), "by what is known now"
+
+
+def test_who_starts_while_something_disturbs_knows_the_loop_of_others() -> None:
+    calm = Calm(looks(NOT, CALM, 0.5, 0.5))
+    calm.hears_of(CALM)
+    assert [calm.is_calm(calm.look()) for _ in range(3)] == [False, True, True]
+    calm.hears_of(CALM)
+    assert calm.best_s == 0.5, "what it saw itself since is faster"
+
+
+def test_who_hears_of_one_that_has_not_looked_yet_looks_itself() -> None:
+    calm = Calm(looks(*[NOT] * FIRST_LOOKS, NOT))
+    calm.hears_of(math.inf)
+    assert calm.is_calm(calm.look())
+
+
+@pytest.mark.parametrize("best_s", [0.0, -1.0, math.nan])
+def test_a_loop_takes_time(best_s: float) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        Calm().hears_of(best_s)
 
 
 def test_the_loop_is_timed_by_the_processor_time_of_the_thread() -> None:
