@@ -18,7 +18,7 @@ from edgedi.partition.plan.simulate import region_of
 from edgedi.runtime.execution.executor import LoadedProgram, Step, WeightOf
 from edgedi.runtime.execution.tensors import Tensor, made_on
 from edgedi.runtime.execution.weights import WeightStore
-from edgedi.runtime.kernels import fused
+from edgedi.runtime.kernels import fused, winograd
 
 Expected = Mapping[tuple[Piece, int], tuple[tuple[int, ...], str]]
 """Shape and element type of every piece that a program receives, by piece and source."""
@@ -26,7 +26,7 @@ Expected = Mapping[tuple[Piece, int], tuple[tuple[int, ...], str]]
 ENGINE_SHARE = 0.5
 """An engine holds weights again, ``ENGINE_COPIES`` times, and all that are tried hold them at once. Where memory is
 limited, so many are tried that all that is held so, and the maps, take at most this share of the limit: programs which
-come later find room beside it."""
+come later find room beside it. Weights for Winograd's convolution come first, with half of what is spare."""
 ENGINE_COPIES = 2
 """Its own order of them, and what it was given: both engines were seen to keep that."""
 ENGINE_BYTES = 50_000_000
@@ -160,9 +160,11 @@ def load(
     device: str = "cpu",
     engines: Engines | None = None,
     engine_bytes: int = 0,
+    lean: bool = False,
 ) -> LoadedProgram:
     """A program ready to run on ``device``, where the weights of ``store`` lie already. Where memory is scarce, fewer
-    ``engines`` are asked, or none; ``engine_bytes``: what engines hold already.
+    ``engines`` are asked, or none; ``engine_bytes``: what is held for speed alone already. A ``lean`` one holds every
+    weight once.
 
     ``RemoteProtocolError`` for whatever is wrong with it, ``WorkerMemoryError`` for one that is too large beside what
     other programs hold.
@@ -176,8 +178,15 @@ def load(
     try:
         if limit_bytes is not None:
             weights, needed = _check_memory(program, graph, store, digests_of(layers), limit_bytes, engine_bytes)
+            points = 0
+            if packer is not None:
+                wanted = points_bytes(layers, lambda digest: store.bytes_of([digest]))
+                points = min(wanted, points_with_room(needed, limit_bytes))
+                packer.room_bytes = packer.points_bytes + points
             if engines is not None:
-                engines.ask_at_most(engines_with_room(weights, needed, limit_bytes))
+                engines.ask_at_most(engines_with_room(weights, needed + points, limit_bytes))
+        if packer is not None and lean:
+            packer.room_bytes = 0
         with made_on(device):
             return LoadedProgram(
                 program, graph, lambda name, cut: store.lend(name), packer=packer, device=device, regroup=engines
@@ -186,6 +195,17 @@ def load(
         raise
     except Exception as error:  # the table's functions take a stranger's attributes: whatever they raise is his doing
         raise RemoteProtocolError(f"the program does not load: {type(error).__name__}: {error}") from error
+
+
+def points_with_room(needed_bytes: int, limit_bytes: int) -> int:
+    """Bytes that weights may take which are held once more for Winograd's convolution, beside ``needed_bytes``."""
+    return max(0, int(ENGINE_SHARE * limit_bytes - needed_bytes) // 2)
+
+
+def points_bytes(layers: tuple[dict[str, Any], ...], bytes_of: Callable[[str], int]) -> int:
+    """What weights would take so, of all layers that Winograd's convolution may compute."""
+    convolutions = {layer["weights"]["weight"]: layer["attributes"] for layer in layers if layer["op"] == "conv"}
+    return sum(winograd.wanted_bytes(attributes, bytes_of(digest)) for digest, attributes in convolutions.items())
 
 
 def engines_with_room(weight_bytes: int, needed_bytes: int, limit_bytes: int) -> int:

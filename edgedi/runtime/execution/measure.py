@@ -19,7 +19,16 @@ from edgedi.partition.plan.program import UNSPLIT, Program, Recv, Run
 from edgedi.runtime.emulation.calm import calmly
 from edgedi.runtime.execution.executor import LoadedProgram
 from edgedi.runtime.execution.groups import EngineGroups
-from edgedi.runtime.execution.loading import INPUT, WorkerMemoryError, digests_of, engines_with_room, load, read_graph
+from edgedi.runtime.execution.loading import (
+    INPUT,
+    WorkerMemoryError,
+    digests_of,
+    engines_with_room,
+    load,
+    points_bytes,
+    points_with_room,
+    read_graph,
+)
 from edgedi.runtime.execution.tensors import random_piece
 from edgedi.runtime.execution.weights import WeightStore
 from edgedi.runtime.kernels.eager import TORCH_DTYPES
@@ -100,7 +109,9 @@ def measure_described(
     weight_bytes = sum(tensor_bytes(w["dtype"], w["shape"]) for w in weights)
     maps_bytes, _ = program_bytes(Program.parse(text), read_graph(layers))
     if groups is not None and limit_bytes is not None:
-        groups.ask_at_most(engines_with_room(weight_bytes, weight_bytes + maps_bytes, limit_bytes))
+        needed, sizes = weight_bytes + maps_bytes, {w["digest"]: tensor_bytes(w["dtype"], w["shape"]) for w in weights}
+        points = min(points_bytes(layers, sizes.__getitem__), points_with_room(needed, limit_bytes)) if fast else 0
+        groups.ask_at_most(engines_with_room(weight_bytes, needed + points, limit_bytes))
     if limit_bytes is None or weight_bytes <= limit_bytes:
         with contextlib.suppress(WorkerMemoryError):
             measured = run(text, layers)

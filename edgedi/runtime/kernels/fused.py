@@ -8,6 +8,7 @@ padding (see ``windows``), batch 0, float64, activations other than those below.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from edgedi.runtime.kernels import windows
 from edgedi.runtime.kernels.eager import activation, conv_groups
 from edgedi.runtime.kernels.task import Kernel, Task
+from edgedi.runtime.kernels.trials import Trials
 
 _PLAIN: tuple[str, list[Any], str] = ("none", [], "")
 _ACTIVATIONS: dict[str, Callable[[Sequence[Any]], tuple[str, list[Any], str]]] = {
@@ -51,7 +53,12 @@ class Packer:
 
     def __init__(self) -> None:
         self._packed: dict[Any, dict[bytes, Tensor]] = {}
+        self._points: dict[Any, dict[bytes, Tensor]] = {}
         self._names: dict[int, tuple[Any, Tensor]] = {}  # by identity; the tensor stays so that no identity comes twice
+        self.trials = Trials()
+        """Which kernels pay on this device."""
+        self.room_bytes = math.inf
+        """How much weights may take that are held besides the reordered ones, see ``pack_points``."""
 
     def name(self, weight: Tensor, name: str) -> Tensor:
         """Know ``weight`` by ``name`` until ``forget_names``; returns it."""
@@ -65,6 +72,7 @@ class Packer:
     def forget(self, name: str) -> None:
         """Let go of a named weight in every layout (programs that run keep theirs)."""
         self._packed.pop(name, None)
+        self._points.pop(name, None)
 
     def any_of(self, name: str) -> Tensor | None:
         """A named weight in some layout."""
@@ -72,16 +80,61 @@ class Packer:
 
     def pack(self, weight: Tensor, arguments: tuple[Any, ...]) -> Tensor:
         """``weight`` as oneDNN wants it; ``arguments``: padding, stride, dilation, groups, input size."""
-        packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *arguments)
-        if id(weight) not in self._names:
-            self._names[id(weight)] = (id(weight), weight)
-        return self._packed.setdefault(self._names[id(weight)][0], {}).setdefault(_layout(packed), packed)
+        return _kept(self._packed, self._name_of(weight), weight, arguments)
+
+    def pack_points(self, weight: Tensor, at_points: Callable[[Tensor], Tensor], arguments: tuple[Any, ...]) -> Tensor:
+        """What ``at_points`` makes of ``weight``, as oneDNN wants it. The original cannot be had from it."""
+        return _kept(self._points, self._name_of(weight), at_points(weight), arguments)
+
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether so much more may be held that ``pack_points`` gives."""
+        return self.points_bytes + num_bytes <= self.room_bytes
+
+    def forget_points(self) -> None:
+        """Let go of all that ``pack_points`` gave (programs that run keep theirs)."""
+        self._points.clear()
+
+    def _name_of(self, weight: Tensor) -> Any:
+        name, _ = self._names.setdefault(id(weight), (id(weight), weight))
+        return name
 
     @property
     def num_bytes(self) -> int:
         """Bytes held by reordered weights (their logical size)."""
-        layouts = (packed for layouts in self._packed.values() for packed in layouts.values())
-        return sum(packed.numel() * packed.element_size() for packed in layouts)
+        return _bytes(self._packed)
+
+    @property
+    def points_bytes(self) -> int:
+        """Bytes of what ``pack_points`` gave (their logical size)."""
+        return _bytes(self._points)
+
+
+def _kept(packed: dict[Any, dict[bytes, Tensor]], name: Any, weight: Tensor, arguments: tuple[Any, ...]) -> Tensor:
+    """``weight`` reordered; the tensor that is there already if it has the same layout."""
+    made = reordered(weight, arguments)
+    return packed.setdefault(name, {}).setdefault(_layout(made), made)
+
+
+def _bytes(packed: dict[Any, dict[bytes, Tensor]]) -> int:
+    layouts = (made for layouts in packed.values() for made in layouts.values())
+    return sum(made.numel() * made.element_size() for made in layouts)
+
+
+def reordered(weight: Tensor, arguments: tuple[Any, ...]) -> Tensor:
+    """``weight`` as oneDNN wants it, held by nobody else; ``arguments`` as for ``Packer.pack``."""
+    made: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *arguments)
+    return made
+
+
+def plain_conv(weight: Tensor, arguments: tuple[Any, ...]) -> Callable[[Tensor], Tensor]:
+    """The convolution by a reordered weight and nothing else; ``arguments`` as for ``Packer.pack``."""
+    operator, geometry = torch.ops.mkldnn._convolution_pointwise.default, arguments[:4]
+
+    def conv(x: Tensor) -> Tensor:
+        y: Tensor = operator(x, weight, None, *geometry, *_PLAIN)
+        return y
+
+    return conv
 
 
 def plain(weight: Tensor) -> Tensor:

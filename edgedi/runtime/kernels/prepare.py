@@ -1,4 +1,7 @@
-"""RUN instruction -> function: narrow each input to what is read, then the fused kernel if there is one, else eager."""
+"""RUN instruction -> function: narrow each input to what is read, then the fused kernel if there is one, else eager.
+
+Where a fused convolution is slower than the same one by Winograd's algorithm, the latter.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from edgedi.partition.graph.graph import LayerGraph
 from edgedi.partition.graph.operators import needs
 from edgedi.partition.plan.program import Run
 from edgedi.partition.plan.simulate import region_of
-from edgedi.runtime.kernels import eager, fused
+from edgedi.runtime.kernels import eager, fused, winograd
 from edgedi.runtime.kernels.task import Kernel, Task
 
 __all__ = ["Kernel", "Task", "prepare", "task_of"]
@@ -31,8 +34,13 @@ def prepare(
     With ``overwrite`` the result may be written over the residual.
     """
     task = task_of(run, graph, weights, overwrite=overwrite)
-    kernel = fused.make(task, packer) if packer is not None else None
+    kernel = _fused(task, packer) if packer is not None else None
     return _with_cuts(kernel or eager.make(task), task)
+
+
+def _fused(task: Task, packer: fused.Packer) -> Kernel | None:
+    direct = fused.make(task, packer)
+    return None if direct is None else winograd.make(task, packer, direct) or direct
 
 
 def task_of(run: Run, graph: LayerGraph, weights: Mapping[str, Tensor], *, overwrite: bool = False) -> Task:

@@ -108,25 +108,30 @@ class WorkerPrograms:
         return weight_bytes
 
     def _loaded(self, deploy: Deploy, groups: EngineGroups | None) -> LoadedProgram:
-        """Ready to run. Rather than that it is refused for memory that engines hold, they give it back."""
-        engined = [installed for installed in self._installed.values() if installed.engine_bytes]
+        """Ready to run. Rather than that it is refused for memory that is held for speed alone, all give that back."""
+        held_bytes = sum(installed.engine_bytes for installed in self._installed.values())
+        held_bytes += self._packer.points_bytes if self._packer is not None else 0
         try:
-            return self._load(deploy, groups, sum(installed.engine_bytes for installed in engined))
+            return self._load(deploy, groups, held_bytes)
         except WorkerMemoryError:
-            if not engined:
+            if not held_bytes:
                 raise
-        program = self._load(deploy, None, 0)
-        for installed in engined:
-            installed.program = self._load(installed.deploy, None, 0)
+        if self._packer is not None:
+            self._packer.forget_points()
+        program = self._load(deploy, None, 0, lean=True)
+        for installed in self._installed.values():
+            installed.program = self._load(installed.deploy, None, 0, lean=True)
             installed.engine, installed.engine_bytes = "torch", 0
         return program
 
-    def _load(self, deploy: Deploy, groups: EngineGroups | None, engine_bytes: int) -> LoadedProgram:
+    def _load(
+        self, deploy: Deploy, groups: EngineGroups | None, engine_bytes: int, *, lean: bool = False
+    ) -> LoadedProgram:
         options = self._options
         with self._turn():
             loaded = load(
                 deploy.program, deploy.layers, self._store, self._packer, limit_bytes=options.memory_limit_bytes,
-                device=options.device, engines=groups, engine_bytes=engine_bytes,
+                device=options.device, engines=groups, engine_bytes=engine_bytes, lean=lean,
             )  # fmt: skip
             if not (options.speed.counts_warm and computes(loaded)):
                 return loaded
@@ -183,7 +188,7 @@ class WorkerPrograms:
     @property
     def engine_name(self) -> str:
         """The engines that programs are computed by, for the device's fingerprint."""
-        return "-".join(["torch", *map(str, self._engines())])
+        return "-".join(["torch", *["winograd"] * (self._packer is not None), *map(str, self._engines())])
 
     def _engines(self) -> tuple[Engine, ...]:
         """What may compute chains of layers. Where memory is limited, each program by itself has room for so many."""

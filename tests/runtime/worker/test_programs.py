@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from torch import nn
 
 from edgedi.errors import RemoteProtocolError
 from edgedi.partition.capture.capture import capture_model
@@ -24,8 +25,10 @@ from edgedi.runtime.execution.executor import LoadedProgram, Step, WeightOf, ans
 from edgedi.runtime.execution.groups import LEAST_RUNS
 from edgedi.runtime.execution.loading import ENGINE_COPIES, Shipment
 from edgedi.runtime.execution.weights import weight_digest
+from edgedi.runtime.kernels import fused
 from edgedi.runtime.kernels.engines import ENGINES, installed_engines
 from edgedi.runtime.kernels.group import Engine
+from edgedi.runtime.kernels.trials import Trials
 from edgedi.runtime.wire.messages import Deploy, Measure
 from edgedi.runtime.worker.options import WorkerOptions
 from edgedi.runtime.worker.programs import WorkerPrograms
@@ -47,9 +50,9 @@ class Wins:
         return "torch; engine"
 
 
-def deploys() -> tuple[list[Deploy], Shipment]:
+def deploys(model: nn.Module | None = None) -> tuple[list[Deploy], Shipment]:
     """One program for one worker, twice, under epochs 0 and 1."""
-    captured = capture_model(small(), (image(),))
+    captured = capture_model((model or small()).eval(), (image(),))
     whole = Segment(layers=Interval(0, len(captured.graph.layers)), axis="whole", on=0)
     programs = lower(Plan(num_workers=1, segments=(whole,)), captured.graph)
     shipment = Shipment(captured.weights, weight_digest)
@@ -75,6 +78,50 @@ def test_engines_give_memory_back_before_a_program_is_refused(monkeypatch: pytes
     assert (installed.engine, installed.engine_bytes) == ("torch", 0)
     assert installed.program is not before
     assert programs["s", 1].program is not None
+
+
+WINOGRAD = nn.Sequential(nn.Conv2d(3, 32, 1), nn.Conv2d(32, 64, 3), nn.Conv2d(64, 4, 3))
+POINTS_BYTES = 36 * 4 * 32 * 64
+"""What the second layer's weights take at the points; the others are no layers for Winograd's convolution."""
+
+
+def installed_with(limit_bytes: int | None, monkeypatch: pytest.MonkeyPatch) -> tuple[WorkerPrograms, Deploy]:
+    """A worker with one program, where Winograd's convolution wins all trials; and the same program once more."""
+    monkeypatch.setattr(Trials, "wins", lambda *arguments: True)
+    (first, second), shipment = deploys(WINOGRAD)
+    programs = WorkerPrograms(WorkerOptions(memory_limit_bytes=limit_bytes, engine="torch"))
+    for digest in programs.missing(weight["digest"] for weight in first.weights):
+        programs._store.add(digest, shipment.tensors[digest])
+    programs.expect(first)
+    programs.install(first)
+    programs.expect(second)
+    return programs, second
+
+
+def points_held(programs: WorkerPrograms) -> int:
+    assert programs._packer is not None
+    return programs._packer.points_bytes
+
+
+@pytest.mark.skipif(not fused.available(), reason="this torch has no fused oneDNN operators")
+@pytest.mark.parametrize(("limit_bytes", "held"), [(None, POINTS_BYTES), (10**7, POINTS_BYTES), (10**6, 0)])
+def test_weights_are_held_again_for_winograds_convolution_where_there_is_room(
+    limit_bytes: int | None, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs, second = installed_with(limit_bytes, monkeypatch)
+    assert points_held(programs) == held
+    programs.install(second)
+    assert points_held(programs) == held, "programs share them"
+
+
+@pytest.mark.skipif(not fused.available(), reason="this torch has no fused oneDNN operators")
+def test_they_are_given_back_before_a_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs, second = installed_with(10**7, monkeypatch)
+    before = programs["s", 0].program
+    programs["s", 0].engine_bytes = 10**7  # so that nothing fits beside it
+    programs.install(second)
+    assert points_held(programs) == 0
+    assert programs["s", 0].program is not before, "the program that ran by them runs without"
 
 
 def test_the_engine_told_is_that_of_the_latest_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +279,8 @@ def test_a_program_that_cannot_be_rehearsed_is_refused(monkeypatch: pytest.Monke
 
 
 EMULATED = Speed(slowdown=10)
-ALL = "-".join(["torch", *map(str, installed_engines())])
+TORCH = "torch-winograd" if fused.available() else "torch"
+ALL = "-".join([TORCH, *map(str, installed_engines())])
 
 
 @pytest.mark.parametrize(
@@ -241,10 +289,10 @@ ALL = "-".join(["torch", *map(str, installed_engines())])
         (WorkerOptions(), ALL),
         (WorkerOptions(threads=2), ALL),
         (WorkerOptions(memory_limit_bytes=10**6), ALL),  # each program by itself says whether there is room
-        (WorkerOptions(engine="torch"), "torch"),
+        (WorkerOptions(engine="torch"), TORCH),
         (WorkerOptions(device="cuda"), "torch"),
         (WorkerOptions(speed=EMULATED), ALL),
-        (WorkerOptions(speed=EMULATED, threads=2), "torch"),  # processor time of its threads would be nobody's
+        (WorkerOptions(speed=EMULATED, threads=2), TORCH),  # processor time of its threads would be nobody's
     ],
 )
 def test_the_engine_that_a_worker_may_use(options: WorkerOptions, name: str) -> None:

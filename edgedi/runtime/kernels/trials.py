@@ -1,0 +1,48 @@
+"""Which of two kernels for the same layer is faster on this device: found out once for each geometry, on noise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from edgedi.runtime.kernels.task import Kernel
+
+FASTER_BY = 0.9
+"""A challenger is taken where it needs at most this share of the time: it also takes memory, and less is noise."""
+REPEATS = 3
+
+
+class Trials:
+    """What was found, by geometry: programs that load later choose alike."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._won: dict[Hashable, bool] = {}
+
+    def lost(self, geometry: Hashable) -> bool:
+        """Whether a challenger is known to be slower."""
+        return self._won.get(geometry) is False
+
+    def wins(
+        self, geometry: Hashable, challenger: Callable[[], Kernel], holder: Kernel, shapes: Sequence[tuple[int, ...]]
+    ) -> bool:
+        """Whether ``challenger()`` is clearly faster than ``holder`` on channels-last inputs of ``shapes``."""
+        if geometry not in self._won:
+            with torch.inference_mode():
+                inputs = [torch.rand(shape).to(memory_format=torch.channels_last) for shape in shapes]
+                self._won[geometry] = self._is_faster(challenger(), holder, inputs)
+        return self._won[geometry]
+
+    def _is_faster(self, challenger: Kernel, holder: Kernel, inputs: Sequence[Tensor]) -> bool:
+        """By the least of some runs in turn, after one that warms up: what disturbs the device disturbs both."""
+        rounds = [[self._seconds(kernel, inputs) for kernel in (challenger, holder)] for _ in range(1 + REPEATS)]
+        challenger_s, holder_s = map(min, zip(*rounds[1:], strict=True))
+        return challenger_s <= FASTER_BY * holder_s
+
+    def _seconds(self, kernel: Kernel, inputs: Sequence[Tensor]) -> float:
+        started_s = self._clock()
+        kernel(*inputs)
+        return self._clock() - started_s
