@@ -21,6 +21,8 @@ from edgedi.partition.plan.lowering import lower
 from edgedi.partition.plan.plan import Plan
 from edgedi.partition.plan.simulate import split_flops
 from edgedi.runtime.execution.reference import InProcess
+from edgedi.runtime.kernels import winograd
+from edgedi.runtime.kernels.trials import Trials
 from tests.exactness import (
     TOLERANCE,
     cast,
@@ -53,6 +55,12 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def direct(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By oneDNN's convolution, whatever a trial would find at the moment: a test does not depend on speed."""
+    monkeypatch.setattr(Trials, "wins", lambda *arguments: False)
 
 
 @functools.lru_cache(maxsize=1)
@@ -126,6 +134,20 @@ def test_odd_size(name: str):
     assert not blind, f"a fault in these hardly moves the answer: {blind}"
     rows = [axis_plan(single.graph, count, "rows", depth=1 + count) for count in WORKERS]
     check_float32(model, single, [random_plan(single.graph, 3, rng), *rows], x.float(), truth)
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet18", "densenet121", "squeezenet1_1", "fcn_resnet50"])
+def test_winograds_convolution_wherever_it_may_compute(name: str, monkeypatch: pytest.MonkeyPatch):
+    """As where it won all trials, on layers too narrow for it, too."""
+    tried: list[Any] = []
+    monkeypatch.setattr(Trials, "wins", lambda *arguments: tried.append(arguments) or True)
+    monkeypatch.setattr(winograd, "LEAST_CHANNELS", 1)
+    size = odd_size(name)
+    model, x = network(name, size), noise_for(name, size)
+    capture = capture_model(model, x)
+    plans = [axis_plan(capture.graph, 3, "rows", depth=4), axis_plan(capture.graph, 2, "columns", depth=3)]
+    check_float32(model, capture, plans, x, in_double(model, x))
+    assert len(tried) >= 20
 
 
 def check_bfloat16(name: str, size: tuple[int, int]) -> None:
