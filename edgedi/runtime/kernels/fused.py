@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ class Packer:
 
     def __init__(self) -> None:
         self._packed: dict[Any, dict[bytes, Tensor]] = {}
-        self._points: dict[Any, dict[bytes, Tensor]] = {}
+        self._points: WeakValueDictionary[tuple[Any, str], Tensor] = WeakValueDictionary()
         self._names: dict[int, tuple[Any, Tensor]] = {}  # by identity; the tensor stays so that no identity comes twice
         self.trials = Trials()
         """Which kernels pay on this device."""
@@ -72,7 +73,6 @@ class Packer:
     def forget(self, name: str) -> None:
         """Let go of a named weight in every layout (programs that run keep theirs)."""
         self._packed.pop(name, None)
-        self._points.pop(name, None)
 
     def any_of(self, name: str) -> Tensor | None:
         """A named weight in some layout."""
@@ -80,19 +80,24 @@ class Packer:
 
     def pack(self, weight: Tensor, arguments: tuple[Any, ...]) -> Tensor:
         """``weight`` as oneDNN wants it; ``arguments``: padding, stride, dilation, groups, input size."""
-        return _kept(self._packed, self._name_of(weight), weight, arguments)
+        packed = reordered(weight, arguments)
+        return self._packed.setdefault(self._name_of(weight), {}).setdefault(_layout(packed), packed)
 
     def pack_points(self, weight: Tensor, at_points: Callable[[Tensor], Tensor], arguments: tuple[Any, ...]) -> Tensor:
-        """What ``at_points`` makes of ``weight``, as oneDNN wants it. The original cannot be had from it."""
-        return _kept(self._points, self._name_of(weight), at_points(weight), arguments)
+        """What ``at_points`` makes of ``weight``, as oneDNN wants it: held by the kernels that use it, and shared by
+        them while there are any. The original cannot be had from it."""
+        name, geometry = self._name_of(weight), repr(arguments)
+        held = self._points.get((name, geometry))
+        if held is None:
+            made = reordered(at_points(weight), arguments)
+            others = (each for (owner, _), each in self._points.items() if owner == name)
+            held = next((each for each in others if _layout(each) == _layout(made)), made)
+            self._points[name, geometry] = held
+        return held
 
     def has_room(self, num_bytes: int) -> bool:
         """Whether so much more may be held that ``pack_points`` gives."""
         return self.points_bytes + num_bytes <= self.room_bytes
-
-    def forget_points(self) -> None:
-        """Let go of all that ``pack_points`` gave (programs that run keep theirs)."""
-        self._points.clear()
 
     def _name_of(self, weight: Tensor) -> Any:
         name, _ = self._names.setdefault(id(weight), (id(weight), weight))
@@ -101,23 +106,20 @@ class Packer:
     @property
     def num_bytes(self) -> int:
         """Bytes held by reordered weights (their logical size)."""
-        return _bytes(self._packed)
+        return _bytes(packed for layouts in self._packed.values() for packed in layouts.values())
 
     @property
     def points_bytes(self) -> int:
-        """Bytes of what ``pack_points`` gave (their logical size)."""
-        return _bytes(self._points)
+        """Bytes of what ``pack_points`` gave and a kernel still uses (their logical size)."""
+        return _bytes({id(each): each for each in self._points.values()}.values())
+
+    def at_points(self, names: Collection[str]) -> int:
+        """How many of the named weights a kernel uses as ``pack_points`` gave them."""
+        return len({owner for owner, _ in self._points if owner in names})
 
 
-def _kept(packed: dict[Any, dict[bytes, Tensor]], name: Any, weight: Tensor, arguments: tuple[Any, ...]) -> Tensor:
-    """``weight`` reordered; the tensor that is there already if it has the same layout."""
-    made = reordered(weight, arguments)
-    return packed.setdefault(name, {}).setdefault(_layout(made), made)
-
-
-def _bytes(packed: dict[Any, dict[bytes, Tensor]]) -> int:
-    layouts = (made for layouts in packed.values() for made in layouts.values())
-    return sum(made.numel() * made.element_size() for made in layouts)
+def _bytes(packed: Iterable[Tensor]) -> int:
+    return sum(each.numel() * each.element_size() for each in packed)
 
 
 def reordered(weight: Tensor, arguments: tuple[Any, ...]) -> Tensor:

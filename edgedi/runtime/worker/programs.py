@@ -15,7 +15,14 @@ from edgedi.runtime.emulation.turns import one_at_a_time
 from edgedi.runtime.execution.allocator import release_freed_memory
 from edgedi.runtime.execution.executor import LoadedProgram
 from edgedi.runtime.execution.groups import EngineGroups
-from edgedi.runtime.execution.loading import ENGINE_COPIES, Expected, WorkerMemoryError, expected_pieces, load
+from edgedi.runtime.execution.loading import (
+    ENGINE_COPIES,
+    Expected,
+    WorkerMemoryError,
+    digests_of,
+    expected_pieces,
+    load,
+)
 from edgedi.runtime.execution.measure import adding_up_to, measure_described
 from edgedi.runtime.execution.rehearsal import PricedProgram, computes, price_of
 from edgedi.runtime.execution.tensors import from_wire
@@ -98,7 +105,7 @@ class WorkerPrograms:
             self._store.settle(())
             raise
         expected = expected_pieces(program.program, program.graph)
-        engine = str(groups) if groups is not None else "torch"
+        engine = self._computed_by(deploy, groups)
         self._store.settle(self._pinned[epoch])
         self._store.trim()
         release_freed_memory()
@@ -116,8 +123,6 @@ class WorkerPrograms:
         except WorkerMemoryError:
             if not held_bytes:
                 raise
-        if self._packer is not None:
-            self._packer.forget_points()
         program = self._load(deploy, None, 0, lean=True)
         for installed in self._installed.values():
             installed.program = self._load(installed.deploy, None, 0, lean=True)
@@ -135,7 +140,13 @@ class WorkerPrograms:
             )  # fmt: skip
             if not (options.speed.counts_warm and computes(loaded)):
                 return loaded
-            return self._rehearsed(deploy, loaded, str(groups))
+            return self._rehearsed(deploy, loaded, self._computed_by(deploy, groups))
+
+    def _computed_by(self, deploy: Deploy, groups: EngineGroups | None) -> str:
+        """What computes a program that has just loaded, in words."""
+        winograd = self._packer.at_points(set(digests_of(deploy.layers))) if self._packer is not None else 0
+        first, *engines = (str(groups) if groups is not None else "torch").split("; ")
+        return "; ".join([first, *[f"Winograd's for {winograd} layers"] * (winograd > 0), *engines])
 
     def _turn(self) -> contextlib.AbstractContextManager[None]:
         """Where engines are chosen and layers timed: emulated devices that count warm do so one after another."""

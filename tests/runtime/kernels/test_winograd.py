@@ -16,7 +16,7 @@ from edgedi.partition.graph.operators import needs, weight_interval
 from edgedi.partition.plan.program import Piece, Run
 from edgedi.runtime.kernels import fused, prepare, winograd
 from edgedi.runtime.kernels.prepare import Task, task_of
-from edgedi.runtime.kernels.trials import FASTER_BY, REPEATS, Trials
+from edgedi.runtime.kernels.trials import CLEARLY, FASTER_BY, REPEATS, Trials
 from tests.exactness import relative
 
 pytestmark = pytest.mark.skipif(not fused.available(), reason="this torch has no fused oneDNN operators")
@@ -197,10 +197,18 @@ def test_a_challenger_wins_where_it_is_clearly_faster(share: float, wins: bool):
     clock = Clock()
     trials = Trials(clock)
     assert not trials.lost("a geometry")
-    disturbed = [100.0, *[share * 2] * (REPEATS - 1), share]  # the first run warms up, then the least counts
+    disturbed = [100.0, *[share * 1.5] * (REPEATS - 1), share]  # the first run warms up, then the least counts
     challenger, holder = clock.taking(*disturbed), clock.taking(100.0, *[1.5] * (REPEATS - 1), 1.0)
     assert trials.wins("a geometry", lambda: challenger, holder, [(1, 2, 3, 3)]) == wins
     assert trials.lost("a geometry") == (not wins)
+
+
+@pytest.mark.parametrize(("share", "wins"), [(FASTER_BY / CLEARLY - 0.01, True), (FASTER_BY * CLEARLY + 0.01, False)])
+def test_one_run_is_enough_where_it_is_clear(share: float, wins: bool):
+    clock = Clock()
+    challenger, holder = clock.taking(100.0, share, 0.0), clock.taking(100.0, 1.0, 0.0)
+    assert Trials(clock).wins("a geometry", lambda: challenger, holder, [(1, 2, 3, 3)]) == wins
+    assert clock.now_s == pytest.approx(201 + share)
 
 
 def test_a_geometry_is_tried_once():
@@ -245,9 +253,9 @@ def test_who_wins_computes(layer: tuple[Capture, Tensor, Tensor], wins: bool, mo
     capture, x, expected = layer
     packer = fused.Packer()
     tried = outcome(packer, monkeypatch, wins=wins)
+    kernel = prepared(capture, packer)
     with torch.inference_mode():
-        found = prepared(capture, packer)(x)
-    assert relative(found, expected) <= LIMIT
+        assert relative(kernel(x), expected) <= LIMIT
     assert tried == [[(1, 32, 12, 12)]]
     assert packer.points_bytes == (4 * capture.weights[next(iter(capture.weights))].nbytes if wins else 0)
 
@@ -268,23 +276,38 @@ def test_weights_that_find_no_room_are_not_held_again(
     packer = fused.Packer()
     packer.room_bytes = 36 * 32 * 32 * 4 - lacking
     outcome(packer, monkeypatch, wins=True)
+    kernel = prepared(capture, packer)
     with torch.inference_mode():
-        assert relative(prepared(capture, packer)(x), expected) <= LIMIT
+        assert relative(kernel(x), expected) <= LIMIT
     assert packer.points_bytes == held
 
 
-def test_programs_share_weights_at_points(layer: tuple[Capture, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch):
+def test_kernels_share_weights_at_points_while_they_live(
+    layer: tuple[Capture, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+):
     capture, _, _ = layer
     packer = fused.Packer()
     outcome(packer, monkeypatch, wins=True)
-    prepared(capture, packer)
+    kernels = [prepared(capture, packer)]
     once, packed = packer.points_bytes, packer.num_bytes
-    prepared(capture, packer)
-    assert (packer.points_bytes, packer.num_bytes) == (once, packed)
-    (name,) = packer._points
-    assert torch.equal(fused.plain(packer.any_of(name)), capture.weights[name]), "a store keeps the original's form"
-    packer.forget_points()
-    assert (packer.points_bytes, packer.num_bytes) == (0, packed)
-    prepared(capture, packer)
-    packer.forget(name)
-    assert (packer.points_bytes, packer.num_bytes) == (0, 0)
+    kernels.append(prepared(capture, packer))
+    assert (packer.points_bytes, packer.num_bytes) == (once, packed) == (36 * 32 * 32 * 4, 9 * 32 * 32 * 4)
+    (name,) = packer._packed
+    assert (packer.at_points({name, "another"}), packer.at_points({"another"})) == (1, 0)
+    packed_weight = packer.any_of(name)
+    assert packed_weight is not None
+    assert torch.equal(fused.plain(packed_weight), capture.weights[name]), "a store keeps the original's form"
+    kernels.pop()
+    assert packer.points_bytes == once
+    kernels.clear()
+    assert (packer.points_bytes, packer.num_bytes, packer.at_points({name})) == (0, packed, 0)
+
+
+def test_layouts_that_are_equal_are_held_once():
+    packer, weight = fused.Packer(), torch.randn(32, 32, 3, 3)
+    made = [
+        packer.pack_points(weight, winograd.at_points, ([0, 0], [1, 1], [1, 1], 36, [1, 36 * 32, 1, count]))
+        for count in (4, 8)
+    ]
+    assert made[0] is made[1]
+    assert packer.points_bytes == 36 * 32 * 32 * 4
