@@ -36,6 +36,10 @@ LEAST_CHUNK_BYTES, MOST_CHUNK_BYTES = 1_500_000, 16_000_000
 all weights are read for every chunk, so it is no less than those (``python -m bench.winograd --chunks 1,2,4,8,16``)."""
 
 
+_BLOCK = 16
+"""Outputs whose weights are taken to the points at once: all of them in float64 would fill memory, not a cache."""
+
+
 def toom_cook(points: tuple[float, ...] = POINTS, tile: int = TILE) -> tuple[Tensor, Tensor, Tensor]:
     """(of the tile, of the weights, of the outputs): matrices of the one-dimensional algorithm, ``float64``.
 
@@ -56,9 +60,12 @@ def _vandermonde(points: tuple[float, ...], columns: int) -> Tensor:
 def at_points(weight: Tensor) -> Tensor:
     """(outputs, inputs, 3, 3) -> (36 x outputs, inputs, 1, 1): weights of a convolution with 36 groups."""
     _, matrix, _ = toom_cook()
-    outputs, inputs = weight.shape[:2]
-    both = torch.kron(matrix, matrix) @ weight.double().permute(2, 3, 0, 1).reshape(TAPS * TAPS, -1)
-    return both.to(weight.dtype).view(REACH * REACH * outputs, inputs, 1, 1)
+    both, points, inputs = torch.kron(matrix, matrix), REACH * REACH, weight.shape[1]
+    made = weight.new_empty(points, *weight.shape[:2])
+    for block, result in zip(weight.split(_BLOCK), made.split(_BLOCK, 1), strict=True):
+        taps = block.double().permute(2, 3, 0, 1).reshape(TAPS * TAPS, -1)
+        result.copy_((both @ taps).view(points, -1, inputs))
+    return made.view(-1, inputs, 1, 1)
 
 
 def points_bytes(weight_bytes: int) -> int:
