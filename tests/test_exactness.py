@@ -22,6 +22,7 @@ from edgedi.partition.plan.plan import Plan
 from edgedi.partition.plan.simulate import split_flops
 from edgedi.runtime.execution.reference import InProcess
 from edgedi.runtime.kernels import winograd
+from edgedi.runtime.kernels.fused import Packer
 from edgedi.runtime.kernels.trials import Trials
 from tests.exactness import (
     TOLERANCE,
@@ -55,12 +56,6 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By oneDNN's convolution, whatever a trial would find at the moment: a test does not depend on speed."""
-    monkeypatch.setattr(Trials, "wins", lambda *arguments: False)
 
 
 @functools.lru_cache(maxsize=1)
@@ -141,6 +136,7 @@ def test_winograds_convolution_wherever_it_may_compute(name: str, monkeypatch: p
     """As where it won all trials, on layers too narrow for it, too."""
     tried: list[Any] = []
     monkeypatch.setattr(Trials, "wins", lambda *arguments: tried.append(arguments) or True)
+    monkeypatch.setattr(Packer, "has_room", lambda *arguments: True)
     monkeypatch.setattr(winograd, "LEAST_CHANNELS", 1)
     size = odd_size(name)
     model, x = network(name, size), noise_for(name, size)

@@ -77,10 +77,17 @@ class EngineGroups:
         """Whether an engine computes any chain."""
         return any(choice.engine is not None for choice in self.choices)
 
-    def __str__(self) -> str:
+    @property
+    def layers(self) -> set[str]:
+        """The layers that engines compute."""
+        return {layer for choice in self.choices if choice.engine is not None for layer in choice.layers}
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Which engines compute, and how many of the chains; nothing where it is torch alone."""
         counts = Counter(choice.engine for choice in self.choices if choice.engine is not None)
         taken = ", ".join(f"{name} for {count}" for name, count in counts.most_common())
-        return f"torch; {taken} of {len(self.choices)} chains" if taken else "torch"
+        return (f"{taken} of {len(self.choices)} chains",) if taken else ()
 
     def __call__(self, steps: tuple[Step, ...], weight: WeightOf, graph: LayerGraph) -> tuple[Step, ...]:
         if not self._engines:

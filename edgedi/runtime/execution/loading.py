@@ -7,6 +7,7 @@ description is a ``RemoteProtocolError``; operators outside the table are refuse
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edgedi.errors import EdgediError, RemoteProtocolError
@@ -159,11 +160,11 @@ def load(
     limit_bytes: int | None = None,
     device: str = "cpu",
     engines: Engines | None = None,
-    engine_bytes: int = 0,
+    held_bytes: int = 0,
     lean: bool = False,
 ) -> LoadedProgram:
     """A program ready to run on ``device``, where the weights of ``store`` lie already. Where memory is scarce, fewer
-    ``engines`` are asked, or none; ``engine_bytes``: what is held for speed alone already. A ``lean`` one holds every
+    ``engines`` are asked, or none; ``held_bytes``: what is held for speed alone already. A ``lean`` one holds every
     weight once.
 
     ``RemoteProtocolError`` for whatever is wrong with it, ``WorkerMemoryError`` for one that is too large beside what
@@ -177,14 +178,16 @@ def load(
         raise RemoteProtocolError(f"the program does not read: {error}") from error
     try:
         if limit_bytes is not None:
-            weights, needed = _check_memory(program, graph, store, digests_of(layers), limit_bytes, engine_bytes)
-            points = 0
+            weights, needed = _check_memory(program, graph, store, digests_of(layers), limit_bytes, held_bytes)
+            room = room_beside(
+                needed, limit_bytes, weights, points_wanted(layers, lambda digest: store.bytes_of([digest]))
+            )
             if packer is not None:
-                wanted = points_bytes(layers, lambda digest: store.bytes_of([digest]))
-                points = min(wanted, points_with_room(needed, limit_bytes))
-                packer.room_bytes = packer.points_bytes + points
+                packer.room_bytes = packer.points_bytes + room.points_bytes
             if engines is not None:
-                engines.ask_at_most(engines_with_room(weights, needed + points, limit_bytes))
+                engines.ask_at_most(room.engines)
+        if packer is not None:
+            packer.by_winograd.clear()
         if packer is not None and lean:
             packer.room_bytes = 0
         with made_on(device):
@@ -197,21 +200,26 @@ def load(
         raise RemoteProtocolError(f"the program does not load: {type(error).__name__}: {error}") from error
 
 
-def points_with_room(needed_bytes: int, limit_bytes: int) -> int:
-    """Bytes that weights may take which are held once more for Winograd's convolution, beside ``needed_bytes``."""
-    return max(0, int(ENGINE_SHARE * limit_bytes - needed_bytes) // 2)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What may be held for speed alone: weights for Winograd's convolution, and how many engines hold all again."""
+
+    points_bytes: int
+    engines: int
 
 
-def points_bytes(layers: tuple[dict[str, Any], ...], bytes_of: Callable[[str], int]) -> int:
-    """What weights would take so, of all layers that Winograd's convolution may compute."""
+def room_beside(needed_bytes: int, limit_bytes: int, weight_bytes: int, wanted_bytes: int) -> Room:
+    """Room under a limit beside ``needed_bytes``, which are taken in any case; ``wanted_bytes``: ``points_wanted``."""
+    spare_bytes = max(0, int(ENGINE_SHARE * limit_bytes - needed_bytes))
+    points_bytes = min(wanted_bytes, spare_bytes // 2)
+    engines = (spare_bytes - points_bytes) // (ENGINE_COPIES * weight_bytes + ENGINE_BYTES)
+    return Room(points_bytes=points_bytes, engines=engines)
+
+
+def points_wanted(layers: tuple[dict[str, Any], ...], bytes_of: Callable[[str], int]) -> int:
+    """Bytes that weights would take at the points, of all layers that Winograd's convolution may compute."""
     convolutions = {layer["weights"]["weight"]: layer["attributes"] for layer in layers if layer["op"] == "conv"}
     return sum(winograd.wanted_bytes(attributes, bytes_of(digest)) for digest, attributes in convolutions.items())
-
-
-def engines_with_room(weight_bytes: int, needed_bytes: int, limit_bytes: int) -> int:
-    """How many engines may hold weights again at once beside ``needed_bytes``, which are taken in any case."""
-    spare_bytes = ENGINE_SHARE * limit_bytes - needed_bytes
-    return max(0, int(spare_bytes // (ENGINE_COPIES * weight_bytes + ENGINE_BYTES)))
 
 
 def _check_memory(
@@ -220,11 +228,11 @@ def _check_memory(
     store: WeightStore,
     digests: tuple[str, ...],
     limit_bytes: int,
-    engine_bytes: int,
+    held_bytes: int,
 ) -> tuple[int, int]:
     """Bytes of the program's weights, and of all that is held with it."""
     weights = store.bytes_of(digests)
-    others = max(0, store.pinned_bytes - weights) + engine_bytes
+    others = max(0, store.pinned_bytes - weights) + held_bytes
     peak, layer = program_bytes(program, graph)
     if weights + others + peak > limit_bytes:
         beside = f", other programs hold {others / 1e6:.1f} MB" if others else ""

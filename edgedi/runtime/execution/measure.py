@@ -23,16 +23,16 @@ from edgedi.runtime.execution.loading import (
     INPUT,
     WorkerMemoryError,
     digests_of,
-    engines_with_room,
     load,
-    points_bytes,
-    points_with_room,
+    points_wanted,
     read_graph,
+    room_beside,
 )
 from edgedi.runtime.execution.tensors import random_piece
 from edgedi.runtime.execution.weights import WeightStore
 from edgedi.runtime.kernels.eager import TORCH_DTYPES
 from edgedi.runtime.kernels.fused import Packer
+from edgedi.runtime.kernels.trials import Trials
 from edgedi.runtime.wire.payloads import tensor_bytes
 
 Measurement = tuple[str, str, int, float]
@@ -78,7 +78,7 @@ def measure_described(
     weights: Sequence[Mapping[str, Any]],
     repeats: int,
     *,
-    fast: bool,
+    trials: Trials | None,
     limit_bytes: int | None,
     device: str,
     groups: EngineGroups | None = None,
@@ -98,7 +98,7 @@ def measure_described(
     as_it_runs = any(isinstance(instruction, Recv) for instruction in instructions)
 
     def run(program: str, described: tuple[dict[str, Any], ...], calm: bool = calm) -> tuple[Measurement, ...]:
-        packer = Packer() if fast else None
+        packer = Packer(trials) if trials is not None else None
         names = set(digests_of(described))
         store = noise_store([weight for weight in weights if weight["digest"] in names], packer, device)
         loaded = load(program, described, store, packer, limit_bytes=limit_bytes, device=device)
@@ -109,9 +109,9 @@ def measure_described(
     weight_bytes = sum(tensor_bytes(w["dtype"], w["shape"]) for w in weights)
     maps_bytes, _ = program_bytes(Program.parse(text), read_graph(layers))
     if groups is not None and limit_bytes is not None:
-        needed, sizes = weight_bytes + maps_bytes, {w["digest"]: tensor_bytes(w["dtype"], w["shape"]) for w in weights}
-        points = min(points_bytes(layers, sizes.__getitem__), points_with_room(needed, limit_bytes)) if fast else 0
-        groups.ask_at_most(engines_with_room(weight_bytes, needed + points, limit_bytes))
+        sizes = {weight["digest"]: tensor_bytes(weight["dtype"], weight["shape"]) for weight in weights}
+        wanted = points_wanted(layers, sizes.__getitem__) if trials is not None else 0
+        groups.ask_at_most(room_beside(weight_bytes + maps_bytes, limit_bytes, weight_bytes, wanted).engines)
     if limit_bytes is None or weight_bytes <= limit_bytes:
         with contextlib.suppress(WorkerMemoryError):
             measured = run(text, layers)

@@ -1,6 +1,7 @@
 """All programs of a plan in one process, in turn, without a network: the oracle of tests and the local fallback.
 
-``InProcess`` runs exactly what workers run (same programs, same kernels); only the transport is a dictionary.
+``InProcess`` runs what workers run (same programs); the transport is a dictionary, and nothing is chosen by how fast it
+is: every convolution is direct.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class InProcess:
 
     def __init__(self, capture: Capture, programs: ProgramSet, *, fast: bool = True) -> None:
         self._capture = capture
-        packer = fused.Packer() if fast and fused.available() else None
+        packer = fused.Packer(room_bytes=0) if fast and fused.available() else None
         self.loaded = {
             participant: LoadedProgram(
                 program, capture.graph, weights_of(capture), opaque=capture.opaque, packer=packer

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -52,14 +52,16 @@ class Packer:
     nothing (``plain`` undoes it), so that whoever holds the named original need not keep it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trials: Trials | None = None, *, room_bytes: float = math.inf) -> None:
         self._packed: dict[Any, dict[bytes, Tensor]] = {}
         self._points: WeakValueDictionary[tuple[Any, str], Tensor] = WeakValueDictionary()
         self._names: dict[int, tuple[Any, Tensor]] = {}  # by identity; the tensor stays so that no identity comes twice
-        self.trials = Trials()
+        self.trials = trials or Trials()
         """Which kernels pay on this device."""
-        self.room_bytes = math.inf
-        """How much weights may take that are held besides the reordered ones, see ``pack_points``."""
+        self.room_bytes = room_bytes
+        """How much weights may take that are held besides the reordered ones, see ``pack_points``; 0: none."""
+        self.by_winograd: list[str] = []
+        """Layers that were given such weights; whoever loads a program empties it before."""
 
     def name(self, weight: Tensor, name: str) -> Tensor:
         """Know ``weight`` by ``name`` until ``forget_names``; returns it."""
@@ -95,9 +97,12 @@ class Packer:
             self._points[name, geometry] = held
         return held
 
-    def has_room(self, num_bytes: int) -> bool:
-        """Whether so much more may be held that ``pack_points`` gives."""
-        return self.points_bytes + num_bytes <= self.room_bytes
+    def has_room(self, weight: Tensor, num_bytes: int) -> bool:
+        """Whether ``pack_points`` may give so much for ``weight``. What it gave already is shared: by maps of other
+        heights mostly, whose layout is nearly always the same."""
+        name = self._name_of(weight)
+        held = any(owner == name for owner, _ in self._points)
+        return self.room_bytes > 0 and (held or self.points_bytes + num_bytes <= self.room_bytes)
 
     def _name_of(self, weight: Tensor) -> Any:
         name, _ = self._names.setdefault(id(weight), (id(weight), weight))
@@ -112,10 +117,6 @@ class Packer:
     def points_bytes(self) -> int:
         """Bytes of what ``pack_points`` gave and a kernel still uses (their logical size)."""
         return _bytes({id(each): each for each in self._points.values()}.values())
-
-    def at_points(self, names: Collection[str]) -> int:
-        """How many of the named weights a kernel uses as ``pack_points`` gave them."""
-        return len({owner for owner, _ in self._points if owner in names})
 
 
 def _bytes(packed: Iterable[Tensor]) -> int:

@@ -6,8 +6,11 @@ products of matrices, which oneDNN's grouped convolution computes at full speed;
 products. Engines for this class of processors compute such layers directly.
 
 The points are 0, +-1/sqrt(2), +-sqrt(2) and infinity: F(4 x 4) on the usual ones (0, +-1, +-2) is four times less exact
-(`bench/winograd.py`). The weights at the points take four times the room, the tiles pass memory, and maps that are no
-multiple of four are computed beyond their border, so each geometry is tried when a program loads (``Packer.trials``).
+(``python -m bench.winograd``). As sums and differences of a whole tile are taken, a value rounds its tile by its own
+size, and one that is infinite makes NaN of a tile, where the direct convolution keeps both to the pixels that see it.
+
+The weights at the points take four times the room, the tiles pass memory, and maps that are no multiple of four are
+computed beyond their border, so each geometry is tried where a program loads (``Packer.trials``).
 """
 
 from __future__ import annotations
@@ -128,18 +131,20 @@ def make(task: Task, packer: Packer, direct: Kernel) -> Kernel | None:
     if not takes(task) or min(task.in_shape(0)[1], task.out_shape[1]) < LEAST_CHANNELS:
         return None
     tiling, weight, residual = tiling_of(task), task.weights["weight"], bool(task.layer.attribute("residual"))
-    geometry = (task.in_shape(0), task.out_shape, tiling, residual, torch.get_num_threads())
-    if packer.trials.lost(geometry) or not packer.has_room(points_bytes(weight.nbytes)):
+    if not packer.has_room(weight, points_bytes(weight.nbytes)):
         return None
     arguments = _arguments(weight.shape[1], tiling)
 
     def on_any_weights() -> Kernel:
-        some = torch.full((REACH * REACH * weight.shape[0], weight.shape[1], 1, 1), 0.01)
+        some = weight.new_full((REACH * REACH * weight.shape[0], weight.shape[1], 1, 1), 0.01)
         return _kernel(task, tiling, reordered(some, arguments))
 
+    tiles = (tiling.rows, tiling.columns, tiling.at_once)  # regions that need as many take as long
+    geometry = (task.out_shape[0], *weight.shape[:2], *tiles, residual, torch.get_num_threads())
     shapes = [task.in_shape(0)] + [task.out_shape] * residual
     if not packer.trials.wins(geometry, on_any_weights, direct, shapes):
         return None
+    packer.by_winograd.append(task.layer.name)
     return _kernel(task, tiling, packer.pack_points(weight, at_points, arguments))
 
 

@@ -78,4 +78,7 @@ def first_difference(capture: Capture, programs: ProgramSet, inputs: tuple[Any, 
             part = whole if region is None else whole.narrow(region.dim, region.interval.start, len(region.interval))
             if relative_difference(tensor, part) > TOLERANCES.get(whole.dtype, 0.0):
                 return layer.name
-    return "unknown: the same programs give the right answer in this process, so a worker or a link is at fault"
+    return (
+        "unknown: the same programs give the right answer in this process, so a worker, a link, or what the worker "
+        "lets compute (session.statistics() says it) is at fault"
+    )

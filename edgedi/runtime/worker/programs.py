@@ -19,7 +19,6 @@ from edgedi.runtime.execution.loading import (
     ENGINE_COPIES,
     Expected,
     WorkerMemoryError,
-    digests_of,
     expected_pieces,
     load,
 )
@@ -30,6 +29,7 @@ from edgedi.runtime.execution.weights import WeightStore
 from edgedi.runtime.kernels import fused
 from edgedi.runtime.kernels.engines import installed_engines
 from edgedi.runtime.kernels.group import Engine
+from edgedi.runtime.kernels.trials import Trials
 from edgedi.runtime.links.keys import parse_worker_address
 from edgedi.runtime.links.peers import PeerLinks
 from edgedi.runtime.wire.messages import Deploy, Measure, Measured, Weights, busy_s_of, requests_of
@@ -65,7 +65,8 @@ class WorkerPrograms:
     def __init__(self, options: WorkerOptions, charge: Callable[[float], None] = lambda cpu_s: None) -> None:
         """``charge`` is told what every instruction counts, where that is not what it takes here."""
         self._options, self._charge = options, charge
-        self._packer = fused.Packer() if fused.available() and options.device == "cpu" else None
+        self._trials = Trials(self._choosing_clock())
+        self._packer = fused.Packer(self._trials) if fused.available() and options.device == "cpu" else None
         self._store = WeightStore(options.memory_limit_bytes, device=options.device, packer=self._packer)
         self._pinned: dict[Epoch, tuple[str, ...]] = {}
         self._installed: dict[Epoch, Installed] = {}
@@ -105,7 +106,7 @@ class WorkerPrograms:
             self._store.settle(())
             raise
         expected = expected_pieces(program.program, program.graph)
-        engine = self._computed_by(deploy, groups)
+        engine = self._computed_by(groups)
         self._store.settle(self._pinned[epoch])
         self._store.trim()
         release_freed_memory()
@@ -130,23 +131,24 @@ class WorkerPrograms:
         return program
 
     def _load(
-        self, deploy: Deploy, groups: EngineGroups | None, engine_bytes: int, *, lean: bool = False
+        self, deploy: Deploy, groups: EngineGroups | None, held_bytes: int, *, lean: bool = False
     ) -> LoadedProgram:
         options = self._options
         with self._turn():
             loaded = load(
                 deploy.program, deploy.layers, self._store, self._packer, limit_bytes=options.memory_limit_bytes,
-                device=options.device, engines=groups, engine_bytes=engine_bytes, lean=lean,
+                device=options.device, engines=groups, held_bytes=held_bytes, lean=lean,
             )  # fmt: skip
             if not (options.speed.counts_warm and computes(loaded)):
                 return loaded
-            return self._rehearsed(deploy, loaded, self._computed_by(deploy, groups))
+            return self._rehearsed(deploy, loaded, self._computed_by(groups))
 
-    def _computed_by(self, deploy: Deploy, groups: EngineGroups | None) -> str:
-        """What computes a program that has just loaded, in words."""
-        winograd = self._packer.at_points(set(digests_of(deploy.layers))) if self._packer is not None else 0
-        first, *engines = (str(groups) if groups is not None else "torch").split("; ")
-        return "; ".join([first, *[f"Winograd's for {winograd} layers"] * (winograd > 0), *engines])
+    def _computed_by(self, groups: EngineGroups | None) -> str:
+        """What computes the program that loaded last, in words."""
+        by_winograd = set(self._packer.by_winograd) if self._packer is not None else set()
+        by_winograd -= groups.layers if groups is not None else set()
+        layers = f"winograd for {len(by_winograd)} layer{'s' * (len(by_winograd) > 1)}"
+        return "; ".join(["torch", *[layers] * bool(by_winograd), *(groups.words if groups is not None else ())])
 
     def _turn(self) -> contextlib.AbstractContextManager[None]:
         """Where engines are chosen and layers timed: emulated devices that count warm do so one after another."""
@@ -210,12 +212,13 @@ class WorkerPrograms:
 
     def _groups(self) -> EngineGroups | None:
         """Chains of layers for an engine, ``None`` where there is none."""
-        engines, options = self._engines(), self._options
-        if not engines:
-            return None
-        # Of one thread it computes in the thread that calls, whose processor time is what an emulated device counts.
-        clock = time.thread_time if options.speed.is_emulated else time.perf_counter
-        return EngineGroups(engines, options.threads, clock)
+        engines = self._engines()
+        return EngineGroups(engines, self._options.threads, self._choosing_clock()) if engines else None
+
+    def _choosing_clock(self) -> Callable[[], float]:
+        """What kernels and engines are timed by: where one thread computes for an emulated device, its own time."""
+        options = self._options
+        return time.thread_time if options.speed.is_emulated and options.threads == 1 else time.perf_counter
 
     def measure(self, message: Measure, clock: Callable[[], float]) -> Measured:
         """Time a program on noise; nothing of it stays. Whatever an operator raises over a stranger's description."""
@@ -225,7 +228,7 @@ class WorkerPrograms:
                 message.layers,
                 message.weights,
                 message.repeats,
-                fast=self._packer is not None,
+                trials=self._trials if self._packer is not None else None,
                 limit_bytes=self._options.memory_limit_bytes,
                 device=self._options.device,
                 groups=self._groups(),

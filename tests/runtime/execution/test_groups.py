@@ -241,7 +241,7 @@ def test_where_torch_is_as_fast_torch_computes(engine: Engine) -> None:
     assert groups.choices
     assert {choice.engine for choice in groups.choices} == {None}
     assert groups.factor == 1.0
-    assert str(groups) == "torch"
+    assert groups.words == ()
     assert all(step.kernel is not None for step in process.loaded[0].steps if isinstance(step.instruction, Run))
 
 
@@ -295,7 +295,8 @@ def test_all_engines_are_timed_in_turn_and_those_that_fail_are_left_out(caplog: 
     (choice,) = groups.choices
     assert (choice.torch_s, choice.engines_s, choice.engine) == (4.0, {"slow": 3.0, "quick": 1.0}, "quick")
     assert groups.factor == 0.25
-    assert str(groups) == "torch; quick for 1 of 1 chains"
+    assert groups.words == ("quick for 1 of 1 chains",)
+    assert groups.layers == set(groups.choices[0].layers)
     assert torch.equal(process(x), torch.zeros(1, 3, 8, 8))
     warned = [record.getMessage() for record in caplog.records if record.name == "edgedi.worker"]
     assert warned == [
@@ -314,7 +315,7 @@ def test_no_more_engines_are_asked_than_there_is_room_for() -> None:
     engined(capture, programs, one)
     process = engined(capture, programs, none)
     assert [set(choice.engines_s) for choice in one.choices] == [{"one"}]
-    assert (none.choices, str(none)) == ([], "torch")
+    assert (none.choices, none.words, none.layers) == ([], (), set())
     assert relative_difference(process(x), model(x)) <= TOLERANCE
 
 

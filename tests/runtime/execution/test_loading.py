@@ -258,7 +258,7 @@ def test_an_engine_gets_a_chance_where_all_held_again_takes_half_of_the_limit(
     peak, _ = program_bytes(Program.parse(deploy.program), graph)
     needed = (1 + ENGINE_COPIES) * store.bytes_of(digests_of(deploy.layers)) + peak + ENGINE_BYTES
     engines, limit = Noting(), 2 * (needed + spare)
-    assert load(deploy.program, deploy.layers, store, None, limit_bytes=limit, engines=engines, engine_bytes=held)
+    assert load(deploy.program, deploy.layers, store, None, limit_bytes=limit, engines=engines, held_bytes=held)
     assert engines.at_most == [int(asked)]
 
 

@@ -19,6 +19,7 @@ from edgedi.runtime.execution.loading import ENGINE_BYTES, ENGINE_COPIES, ENGINE
 from edgedi.runtime.execution.measure import Measurement, adding_up_to, measure_described
 from edgedi.runtime.execution.weights import weight_digest
 from edgedi.runtime.kernels.openvino_graph import ENGINE
+from edgedi.runtime.kernels.trials import Trials
 from edgedi.runtime.wire.payloads import tensor_bytes
 from tests.plans import axis_plan
 from tests.runtime.networks import image, small
@@ -56,7 +57,7 @@ def measured(
     program, layers, weights = described
     ticks = itertools.count()
     return measure_described(
-        str(program), layers, weights, repeats=2, fast=True, limit_bytes=limit_bytes, device="cpu", groups=groups,
+        str(program), layers, weights, repeats=2, trials=Trials(), limit_bytes=limit_bytes, device="cpu", groups=groups,
         clock=lambda: float(next(ticks)),
     )  # fmt: skip
 

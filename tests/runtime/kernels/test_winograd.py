@@ -16,7 +16,7 @@ from edgedi.partition.graph.operators import needs, weight_interval
 from edgedi.partition.plan.program import Piece, Run
 from edgedi.runtime.kernels import fused, prepare, winograd
 from edgedi.runtime.kernels.prepare import Task, task_of
-from edgedi.runtime.kernels.trials import CLEARLY, FASTER_BY, REPEATS, Trials
+from edgedi.runtime.kernels.trials import FASTER_BY, REPEATS, Trials
 from tests.exactness import relative
 
 pytestmark = pytest.mark.skipif(not fused.available(), reason="this torch has no fused oneDNN operators")
@@ -82,10 +82,11 @@ def part(capture: Capture, x: Tensor, out: Region | None) -> tuple[Task, list[Te
     ("points", "tile"), [(winograd.POINTS, 4), ((0.0, 1.0, -1.0, 2.0, -2.0), 4), ((0.0, 1.0, -1.0), 2)]
 )
 def test_the_matrices_convolve(points: tuple[float, ...], tile: int):
+    torch.manual_seed(0)
     of_tile, of_taps, outputs = winograd.toom_cook(points, tile)
     taps, signal = torch.randn(3, dtype=torch.float64), torch.randn(tile + 2, dtype=torch.float64)
     found = outputs @ ((of_taps @ taps) * (of_tile @ signal))
-    assert torch.allclose(found, F.conv1d(signal.view(1, 1, -1), taps.view(1, 1, -1)).flatten(), atol=1e-12)
+    assert torch.allclose(found, F.conv1d(signal.view(1, 1, -1), taps.view(1, 1, -1)).flatten(), rtol=0, atol=1e-12)
 
 
 CASES = {
@@ -135,18 +136,24 @@ def test_residuals_and_activations(size: int, act: nn.Module | None, residual: b
     assert len(tensors) == 1 + residual
 
 
-def test_it_is_about_as_exact_as_the_direct_convolution():
-    """On layers as networks have them: and four times as exact as on the usual points."""
+def test_it_is_nearly_as_exact_as_the_direct_convolution(monkeypatch: pytest.MonkeyPatch):
+    """On a layer as networks have them; on the usual points it is not."""
     torch.manual_seed(0)
     conv = nn.Conv2d(256, 64, 3, padding=1)
     nn.init.kaiming_normal_(conv.weight)
     x = torch.randn(1, 256, 20, 20).relu()
     capture = capture_model(conv.eval(), x)
     task, tensors = part(capture, x, None)
+    direct = fused.make(task, fused.Packer())
+    assert direct is not None
     with torch.inference_mode():
-        found = winograd.always(task, fused.Packer())(*tensors)
         expected = conv.double()(x.double())
-    assert relative(found, expected) <= 3e-6
+        here = relative(winograd.always(task, fused.Packer())(*tensors), expected)
+        matrices = winograd.toom_cook((0.0, 1.0, -1.0, 2.0, -2.0))
+        monkeypatch.setattr(winograd, "toom_cook", lambda: matrices)
+        usual = relative(winograd.always(task, fused.Packer())(*tensors), expected)
+        assert here <= 3 * relative(direct(*tensors), expected)
+    assert here <= usual / 2
 
 
 @pytest.mark.parametrize(
@@ -196,19 +203,17 @@ class Clock:
 def test_a_challenger_wins_where_it_is_clearly_faster(share: float, wins: bool):
     clock = Clock()
     trials = Trials(clock)
-    assert not trials.lost("a geometry")
     disturbed = [100.0, *[share * 1.5] * (REPEATS - 1), share]  # the first run warms up, then the least counts
     challenger, holder = clock.taking(*disturbed), clock.taking(100.0, *[1.5] * (REPEATS - 1), 1.0)
     assert trials.wins("a geometry", lambda: challenger, holder, [(1, 2, 3, 3)]) == wins
-    assert trials.lost("a geometry") == (not wins)
+    assert trials.wins("a geometry", clock.taking, clock.taking(0.0), []) == wins, "and that is known from then on"
 
 
-@pytest.mark.parametrize(("share", "wins"), [(FASTER_BY / CLEARLY - 0.01, True), (FASTER_BY * CLEARLY + 0.01, False)])
-def test_one_run_is_enough_where_it_is_clear(share: float, wins: bool):
-    clock = Clock()
-    challenger, holder = clock.taking(100.0, share, 0.0), clock.taking(100.0, 1.0, 0.0)
-    assert Trials(clock).wins("a geometry", lambda: challenger, holder, [(1, 2, 3, 3)]) == wins
-    assert clock.now_s == pytest.approx(201 + share)
+def test_a_challenger_that_fails_loses():
+    def fails() -> Callable[..., Tensor]:
+        raise RuntimeError("no memory")
+
+    assert not Trials().wins("a geometry", fails, Clock().taking(1.0), [(1, 2, 3, 3)])
 
 
 def test_a_geometry_is_tried_once():
@@ -223,6 +228,10 @@ def test_a_geometry_is_tried_once():
     assert len(made) == 1
     assert not trials.wins("another", challenger, clock.taking(0.01), [(1, 2, 3, 3)])
     assert len(made) == 2
+
+
+POINTS_BYTES = 36 * 32 * 32 * 4
+"""Of the layer below."""
 
 
 @pytest.fixture
@@ -268,18 +277,34 @@ def test_narrow_layers_are_not_tried(monkeypatch: pytest.MonkeyPatch):
     assert (tried, packer.points_bytes) == ([], 0)
 
 
-@pytest.mark.parametrize(("lacking", "held"), [(0, 36 * 32 * 32 * 4), (1, 0)])
+@pytest.mark.parametrize(("room_bytes", "held"), [(POINTS_BYTES, POINTS_BYTES), (POINTS_BYTES - 1, 0), (0, 0)])
 def test_weights_that_find_no_room_are_not_held_again(
-    layer: tuple[Capture, Tensor, Tensor], lacking: int, held: int, monkeypatch: pytest.MonkeyPatch
+    layer: tuple[Capture, Tensor, Tensor], room_bytes: int, held: int, monkeypatch: pytest.MonkeyPatch
 ):
     capture, x, expected = layer
-    packer = fused.Packer()
-    packer.room_bytes = 36 * 32 * 32 * 4 - lacking
+    packer = fused.Packer(room_bytes=room_bytes)
     outcome(packer, monkeypatch, wins=True)
-    kernel = prepared(capture, packer)
+    kernels = [prepared(capture, packer) for _ in range(2)]  # the second shares what the first has
     with torch.inference_mode():
-        assert relative(kernel(x), expected) <= LIMIT
+        assert all(relative(kernel(x), expected) <= LIMIT for kernel in kernels)
     assert packer.points_bytes == held
+    assert len(packer.by_winograd) == (2 if held else 0)
+    packer.room_bytes = 0
+    prepared(capture, packer)
+    assert len(packer.by_winograd) == (2 if held else 0), "a lean program shares nothing either"
+
+
+def test_regions_of_as_many_tiles_share_a_verdict(
+    layer: tuple[Capture, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+):
+    capture, x, _ = layer
+    packer, geometries = fused.Packer(), list[object]()
+    monkeypatch.setattr(packer.trials, "wins", lambda geometry, *others: geometries.append(geometry))
+    for start, stop in ((0, 4), (1, 4), (5, 9), (0, 5)):
+        task, _ = part(capture, x, Region(2, Interval(start, stop)))
+        winograd.make(task, packer, lambda *inputs: inputs[0])
+    assert len(geometries) == 4
+    assert len(set(geometries)) == 2, "one row of tiles, or two"
 
 
 def test_kernels_share_weights_at_points_while_they_live(
@@ -293,17 +318,17 @@ def test_kernels_share_weights_at_points_while_they_live(
     kernels.append(prepared(capture, packer))
     assert (packer.points_bytes, packer.num_bytes) == (once, packed) == (36 * 32 * 32 * 4, 9 * 32 * 32 * 4)
     (name,) = packer._packed
-    assert (packer.at_points({name, "another"}), packer.at_points({"another"})) == (1, 0)
     packed_weight = packer.any_of(name)
     assert packed_weight is not None
     assert torch.equal(fused.plain(packed_weight), capture.weights[name]), "a store keeps the original's form"
     kernels.pop()
     assert packer.points_bytes == once
     kernels.clear()
-    assert (packer.points_bytes, packer.num_bytes, packer.at_points({name})) == (0, packed, 0)
+    assert (packer.points_bytes, packer.num_bytes) == (0, packed)
 
 
 def test_layouts_that_are_equal_are_held_once():
+    torch.manual_seed(0)
     packer, weight = fused.Packer(), torch.randn(32, 32, 3, 3)
     made = [
         packer.pack_points(weight, winograd.at_points, ([0, 0], [1, 1], [1, 1], 36, [1, 36 * 32, 1, count]))

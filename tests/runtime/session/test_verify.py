@@ -95,7 +95,8 @@ def parts() -> tuple[Capture, ProgramSet]:
 def test_equal_programs_point_at_workers_and_links(parts: tuple[Capture, ProgramSet]) -> None:
     capture, programs = parts
     assert first_difference(capture, programs, (image(),)) == (
-        "unknown: the same programs give the right answer in this process, so a worker or a link is at fault"
+        "unknown: the same programs give the right answer in this process, so a worker, a link, or what the worker "
+        "lets compute (session.statistics() says it) is at fault"
     )
 
 
