@@ -37,8 +37,6 @@ LEAST_CHANNELS = 32
 LEAST_CHUNK_BYTES, MOST_CHUNK_BYTES = 1_500_000, 16_000_000
 """Of tiles at the points that are computed at once: they should stay in a cache between one product and the next, but
 all weights are read for every chunk, so it is no less than those (``python -m bench.winograd --chunks 1,2,4,8,16``)."""
-
-
 _BLOCK = 16
 """Outputs whose weights are taken to the points at once: all of them in float64 would fill memory, not a cache."""
 
