@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    chunks = [int(1_000_000 * float(text)) for text in arguments.chunks.split(",")] if arguments.chunks else [None]
+    chunks = arguments.chunks or [None]
     heads = "".join(f"{chunk / 1e6:>8g} MB" if chunk is not None else f"{'Winograd':>11}" for chunk in chunks)
     print(f"{'layer':<24}{'direct ms':>10}{heads}  {'error':>8}{'here':>9}{'usual points':>14}")
     with torch.inference_mode():
@@ -48,8 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--chunks", default="", metavar="MB,...", help="tiles at once (default: as programs have them)")
+    made.add_argument(
+        "--chunks", type=_bytes, default=None, metavar="MB,...", help="tiles at once (default: as programs have them)"
+    )
     return made
+
+
+def _bytes(text: str) -> list[int]:
+    try:
+        return [int(1_000_000 * float(word)) for word in text.split(",")]
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of megabytes such as 1,4,16") from None
 
 
 def _row(inputs: int, outputs: int, rows: int, size: int, chunks: Sequence[int | None]) -> None:

@@ -3,7 +3,7 @@
 A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016. The map is cut into tiles of 6 x 6
 that overlap by two; a tile is evaluated at 36 points, where convolution is multiplication, channel by channel: 36
 products of matrices, which oneDNN's grouped convolution computes at full speed; 4 x 4 outputs come from each tile's
-products. Engines for this class of processors compute such layers directly.
+products.
 
 The points are 0, +-1/sqrt(2), +-sqrt(2) and infinity: F(4 x 4) on the usual ones (0, +-1, +-2) is four times less exact
 (``python -m bench.winograd``). As sums and differences of a whole tile are taken, a value rounds its tile by its own
