@@ -30,7 +30,7 @@ from edgedi.runtime.wire.messages import Need as NeedWeights
 REPEATS = 5
 INSTALL_TIMEOUT_S = 300.0
 MEASURE_TIMEOUT_S = 600.0
-ENGINE_COUNTS = 0.85
+ENGINE_COUNTS = 0.8
 """Layers are measured one by one in torch. Where an engine takes at most this share of their time it is because they
 are small, and it will take the chains of a split plan as well; where it takes more, it takes long chains only."""
 _FRACTIONS = {"rows": (2, 4, 8), "channels": (2, 4)}

@@ -1,8 +1,9 @@
 """How long each layer of a loaded program takes on this device, one after another as the network runs them.
 
 Layers are timed in network order, so that weights are as cold as they are in a request: timing one layer over and over
-flatters those whose weights fit into a cache, by up to two times. The least of the repeats is reported: whatever else
-the device does only ever adds.
+flatters those whose weights fit into a cache, by up to two times. What is reported adds up to the least of the runs, as
+whatever else the device does only ever adds; each layer has the share of its own least. Their sum would be less than
+any run.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ CALM_S = 5.0
 def measure_program(
     loaded: LoadedProgram, repeats: int, clock: Callable[[], float] = time.perf_counter, *, calm: bool = False
 ) -> tuple[Measurement, ...]:
-    """(layer, dimension or ``"whole"``, length, seconds) of every RUN instruction, the least of ``repeats``; with
-    ``calm`` of as many at calm moments."""
+    """(layer, dimension or ``"whole"``, length, seconds) of every RUN instruction: shares of the least of ``repeats``
+    runs, by the least that each layer took; with ``calm`` of as many at calm moments."""
     runs = [(s.instruction, s.kernel) for s in loaded.steps if isinstance(s.instruction, Run) and s.kernel is not None]
     inputs = [[random_piece(piece, loaded.graph) for piece in run.inputs] for run, _ in runs]
 
@@ -58,7 +59,8 @@ def measure_program(
 
     once()  # warms up
     rounds = calmly(once, enough=repeats, most_s=CALM_S) if calm else [once() for _ in range(repeats)]
-    return tuple(_named(run, min(seconds)) for (run, _), seconds in zip(runs, zip(*rounds, strict=True), strict=True))
+    least = tuple(_named(run, min(seconds)) for (run, _), seconds in zip(runs, zip(*rounds, strict=True), strict=True))
+    return adding_up_to(min(map(sum, rounds)), least)
 
 
 def adding_up_to(total_s: float, measured: tuple[Measurement, ...]) -> tuple[Measurement, ...]:

@@ -24,7 +24,7 @@ def seconds_alone(
     links: Sequence[int],
     digest: Callable[[Any], str],
 ) -> tuple[dict[str, float], ...]:
-    """Seconds of every layer in each worker's program, by worker in the order of ``links``; the least of the repeats.
+    """Seconds of every layer in each worker's program, by worker in the order of ``links``, of the least of some runs.
 
     Weights are noise that the workers make, so that nothing large is sent.
     """

@@ -77,6 +77,21 @@ def test_parts_keep_their_shares_of_a_total_that_is_known_better() -> None:
     assert found == (("a", "2", 7, 2.5), ("b", "whole", 1, 7.5))
 
 
+def test_layers_add_up_to_the_least_of_all_runs(described: Described) -> None:
+    """Runs of which each is slow at another layer: the sum of the layers' leasts is less than any of them took."""
+    program, layers, weights = described
+    num_layers = len(names(measured(described, None, None)[0]))
+    warm, one, other = [9.0] * num_layers, [1.0] * num_layers, [1.0] * num_layers
+    one[0], other[1] = 6.0, 4.0
+    readings = itertools.accumulate(itertools.chain.from_iterable((0.0, seconds) for seconds in warm + one + other))
+    found, _ = measure_described(
+        str(program), layers, weights, repeats=2, trials=None, limit_bytes=None, device="cpu",
+        clock=lambda: next(readings),
+    )  # fmt: skip
+    least_s = num_layers + 3.0
+    assert [seconds for *_, seconds in found] == pytest.approx([least_s / num_layers] * num_layers)
+
+
 def test_every_layer_is_timed_whole_and_in_order(described: Described) -> None:
     found, factor = measured(described, None, None)
     program = described[0]
