@@ -6,7 +6,7 @@
 For every run in the folders on N equal workers, a table in milliseconds. The engine takes the whole input on one core,
 and 1/N of its rows (no halos; what stands behind a flatten or a global pool whole) on as many cores at once as the run
 had, of which the slowest counts: they share caches, memory and the clock's rate. Emulated devices share none of that,
-so their slice is computed alone. The bound is our own plan with no communication, each layer's least: it should be
+so their slice is computed alone. The bound is our own plan with no communication, the least of ten runs: it should be
 within 10 % of the engine's slice; *least* is the lowest of all planners' bounds in the run. The wire is the time that
 the busiest device's cable takes for the bytes that it must carry, nothing hidden. *Divided* is the engine's time
 divided by all devices' speed together: nothing is lost.

@@ -10,7 +10,7 @@ The points are 0, +-1/sqrt(2), +-sqrt(2) and infinity: F(4 x 4) on the usual one
 size, and one that is infinite makes NaN of a tile, where the direct convolution keeps both to the pixels that see it.
 
 The weights at the points take four times the room, the tiles pass memory, and maps that are no multiple of four are
-computed beyond their border, so each geometry is tried where a program loads (``Packer.trials``).
+computed beyond their border, so each geometry is tried where programs load (``Packer.trials``).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Nothing is sent from here: what a coordinator is to hear is returned or raised.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -59,13 +60,19 @@ class Installed:
         self.busy_s += busy_s
 
 
+@functools.cache
+def _trials_by(clock: Callable[[], float]) -> Trials:
+    """Of this process, which is one device: its share in the next session knows what it found in the last."""
+    return Trials(clock)
+
+
 class WorkerPrograms:
     """By epoch; weights are kept once for all of them."""
 
     def __init__(self, options: WorkerOptions, charge: Callable[[float], None] = lambda cpu_s: None) -> None:
         """``charge`` is told what every instruction counts, where that is not what it takes here."""
         self._options, self._charge = options, charge
-        self._trials = Trials(self._choosing_clock())
+        self._trials = _trials_by(self._choosing_clock())
         self._packer = fused.Packer(self._trials) if fused.available() and options.device == "cpu" else None
         self._store = WeightStore(options.memory_limit_bytes, device=options.device, packer=self._packer)
         self._pinned: dict[Epoch, tuple[str, ...]] = {}

@@ -117,6 +117,13 @@ def test_weights_are_held_again_for_winograds_convolution_where_there_is_room(
     assert programs.statistics("s")["engine"] == told
 
 
+def test_workers_of_one_process_choose_by_the_same_trials() -> None:
+    """A session's share of this process begins with what the last one's found; an emulated device times otherwise."""
+    one, other = (WorkerPrograms(WorkerOptions(name=name)) for name in ("one", "other"))
+    emulated = WorkerPrograms(WorkerOptions(speed=Speed(slowdown=2.0), threads=1))
+    assert one._trials is other._trials is not emulated._trials
+
+
 @pytest.mark.skipif(not fused.available(), reason="this torch has no fused oneDNN operators")
 def test_they_are_given_back_before_a_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     programs, second = installed_with(10**7, monkeypatch)
