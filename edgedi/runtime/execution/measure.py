@@ -64,8 +64,13 @@ def measure_program(
 
 
 def adding_up_to(total_s: float, measured: tuple[Measurement, ...]) -> tuple[Measurement, ...]:
-    """The same layers with the same shares of ``total_s``, where that is known better than its parts."""
+    """The same layers with the same shares of ``total_s``, where that is known better than its parts.
+
+    As they are where a coarse clock found nothing.
+    """
     sum_s = sum(seconds for *_, seconds in measured)
+    if not sum_s:
+        return measured
     return tuple((name, kind, length, seconds / sum_s * total_s) for name, kind, length, seconds in measured)
 
 

@@ -75,6 +75,8 @@ def names(measurements: tuple[Measurement, ...]) -> list[str]:
 def test_parts_keep_their_shares_of_a_total_that_is_known_better() -> None:
     found = adding_up_to(10.0, (("a", "2", 7, 1.0), ("b", "whole", 1, 3.0)))
     assert found == (("a", "2", 7, 2.5), ("b", "whole", 1, 7.5))
+    unseen = (("a", "2", 7, 0.0),)
+    assert adding_up_to(10.0, unseen) == unseen
 
 
 def test_layers_add_up_to_the_least_of_all_runs(described: Described) -> None:
