@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -16,7 +16,14 @@ from edgedi.partition.graph.operators import needs, weight_interval
 from edgedi.partition.plan.program import Piece, Run
 from edgedi.runtime.kernels import fused, prepare, winograd
 from edgedi.runtime.kernels.prepare import Task, task_of
-from edgedi.runtime.kernels.trials import FASTER_BY, MOST_TRIALS, REPEATS, Trials
+from edgedi.runtime.kernels.trials import (
+    FASTER_BY,
+    MOST_TRIALS,
+    OTHERS_BYTES,
+    REPEATS,
+    Trials,
+    come_from_others,
+)
 from tests.exactness import relative
 
 pytestmark = pytest.mark.skipif(not fused.available(), reason="this torch has no fused oneDNN operators")
@@ -243,6 +250,36 @@ def test_a_geometry_is_tried_a_few_times():
     assert len(made) == MOST_TRIALS
     assert not trials.wins("another", challenger, clock.taking(0.01), [(1, 2, 3, 3)])
     assert len(made) == MOST_TRIALS + 1
+
+
+def test_every_run_finds_the_caches_as_others_left_them(monkeypatch: pytest.MonkeyPatch):
+    """A layer that runs again and again finds its own weights there, as no request does; filling them is not timed."""
+    clock, order = Clock(), list[str]()
+
+    def others_first(others: Tensor, inputs: Sequence[Tensor]) -> None:
+        order.append("others")
+        assert others.nbytes == OTHERS_BYTES
+        assert [given.shape for given in inputs] == [(1, 2, 3, 3)]
+        clock.now_s += 50.0
+
+    def noted(name: str, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(x: Tensor) -> Tensor:
+            order.append(name)
+            return kernel(x)
+
+        return run
+
+    monkeypatch.setattr("edgedi.runtime.kernels.trials.come_from_others", others_first)
+    challenger, holder = noted("challenger", clock.taking(0.1)), noted("holder", clock.taking(1.0))
+    assert Trials(clock).wins("a geometry", lambda: challenger, holder, [(1, 2, 3, 3)])
+    assert order == ["others", "challenger", "others", "holder"] * (1 + REPEATS)
+
+
+def test_what_comes_before_a_run_changes_no_value():
+    others, given = torch.full((4,), 3.0), torch.tensor([0.5, -2.0])
+    come_from_others(others, [given])
+    assert others.tolist() == [3.0] * 4
+    assert given.tolist() == [0.5, -2.0]
 
 
 POINTS_BYTES = 36 * 32 * 32 * 4
