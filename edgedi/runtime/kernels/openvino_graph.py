@@ -172,8 +172,13 @@ class _Model(GroupModel):
         return self._op.reshape(node, self._numbers(shape), False)
 
     def summed(self, node: Any, shape: tuple[int, ...], dims: tuple[int, ...]) -> Any:
-        for dim in dims:
-            node = self._op.reduce_sum(node, self._numbers([dim]), True)
+        """Two sums in a row OpenVINO makes one, of all their numbers one after another; a sum and a mean it leaves."""
+        for number, dim in enumerate(dims):
+            if number % 2 == 0:
+                node = self._op.reduce_sum(node, self._numbers([dim]), True)
+            else:
+                mean = self._op.reduce_mean(node, self._numbers([dim]), True)
+                node = self._op.multiply(mean, self._op.constant(np.float32(shape[dim])))
         return node
 
     def _numbers(self, values: Sequence[int]) -> Any:

@@ -300,8 +300,8 @@ def test_all_engines_are_timed_in_turn_and_those_that_fail_are_left_out(caplog: 
     assert torch.equal(process(x), torch.zeros(1, 3, 8, 8))
     warned = [record.getMessage() for record in caplog.records if record.name == "edgedi.worker"]
     assert warned == [
-        "fails to build is left out for layers conv2d to conv2d_4: ImportError: no such library",
-        "fails in a run is left out for layers conv2d to conv2d_4: OSError: no such instruction",
+        f"fails to build is left out for layers conv2d to conv2d_{LEAST_RUNS - 1}: ImportError: no such library",
+        f"fails in a run is left out for layers conv2d to conv2d_{LEAST_RUNS - 1}: OSError: no such instruction",
     ]
 
 
@@ -383,9 +383,11 @@ class MeanOfMany(nn.Module):
         return (self.body(x).abs() + 3.7).mean((2, 3))
 
 
+@pytest.mark.parametrize("seed", range(3))
 @each_engine
-def test_long_sums_keep_their_digits(engine: Engine) -> None:
-    torch.manual_seed(0)
+def test_long_sums_keep_their_digits(engine: Engine, seed: int) -> None:
+    """Added up one after another, 65536 numbers lose up to 3e-4 of the sum, with luck as little as 1e-5."""
+    torch.manual_seed(seed)
     model, x = MeanOfMany().eval(), torch.rand(1, 4, 256, 256)
     capture = capture_model(model, (x,))
     groups = engine_wins(engine)
