@@ -11,7 +11,7 @@ from edgedi.pages.markup import Markup, element, joined
 from edgedi.partition.plan.plan import HOME
 from edgedi.runtime.session.trace import KINDS, Span
 
-_WIDTH, _LEFT, _RIGHT = 1060.0, 110.0, 14.0
+_WIDTH, _LEFT, _RIGHT = 1060.0, 110.0, 30.0
 _TOP, _ROW, _BAR = 26.0, 38.0, 26.0
 
 

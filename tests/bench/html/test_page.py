@@ -15,6 +15,8 @@ from edgedi.bench.report import Report
 from tests.bench.html.reading import Element, read
 from tests.bench.reports import SPANS, TWO, report, result, split
 
+WIDEST_LETTER = 7
+"""Pixels of a letter or digit in labels of axes, at the size that the style gives them."""
 EVIL = "</style><script>alert('x & y')</script>\"'"
 
 
@@ -163,6 +165,17 @@ def test_the_timeline_is_as_wide_as_its_spans_lasted():
         assert bar.number("x") - bars[0].number("x") == pytest.approx(per_s * span.start_s, abs=0.02)
     rows = [[cell.text for cell in row.all("td")] for row in section("timeline").all("tr")][1:]
     assert rows[1] == ["local-0", "5.00", "0.50", "1.50", "1.00", "62%"]
+
+
+def test_labels_below_an_axis_end_within_the_figure():
+    """The last one carries the unit; figures cut off what stands beyond their edge."""
+    for name in ("contenders", "timeline", "predicted"):
+        figure = max(section(name).all("svg"), key=lambda each: len(each.all("text")))  # the others are keys to colours
+        width = float(figure.attributes["viewbox"].split()[2])
+        ticks = [each for each in figure.all("text") if "tick" in (each.attributes.get("class") or "")]
+        last = max(ticks, key=lambda each: float(each.attributes["x"]))
+        assert last.text.endswith(" ms")
+        assert float(last.attributes["x"]) + WIDEST_LETTER * len("1000 ms") / 2 <= width
 
 
 def test_without_a_trace_the_timeline_says_so():
