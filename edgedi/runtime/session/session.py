@@ -171,7 +171,7 @@ class Session:
 
         Without ``inputs`` it is the latest request once more: a session keeps the inputs of its latest request. Times
         are seconds since that request began, by the coordinator's clock. It goes by messages, to be seen, also where
-        this process would answer alone.
+        this process would answer alone. A chain of layers that an engine computes is one span, by the name of its last.
         """
         return self._trace(inputs).spans
 

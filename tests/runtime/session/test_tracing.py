@@ -14,6 +14,7 @@ from edgedi.errors import WorkerLost
 from edgedi.partition.plan.plan import HOME
 from edgedi.partition.plan.program import Recv
 from edgedi.runtime.session.trace import Span
+from edgedi.runtime.worker.local_workers import LocalWorkers
 from tests.runtime.networks import image, small
 
 NUM_WORKERS = 2
@@ -21,8 +22,15 @@ NUM_WORKERS = 2
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[Session]:
-    with distribute(small(), image(height=64, width=64), NUM_WORKERS, planner="equal", allow_local=False) as made:
-        yield made
+    """Without engines, which note a chain of layers as one."""
+    workers = LocalWorkers(NUM_WORKERS, options=("--engine", "torch"))
+    try:
+        with distribute(
+            small(), image(height=64, width=64), workers.addresses, planner="equal", allow_local=False
+        ) as s:
+            yield s
+    finally:
+        workers.stop()
 
 
 @pytest.fixture(scope="module")
