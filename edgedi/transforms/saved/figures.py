@@ -37,7 +37,7 @@ def curve_chart(points: Sequence[Point], score: Score) -> Markup:
     most = max(point.macs for point in points)
     divisor, unit = next((each for each in _UNITS if most >= each[0]), _UNITS[-1])
     across_ticks = ticks(most / divisor, 8)
-    left, top, bottom, right = 90.0, 14.0, 330.0, _WIDTH - 30
+    left, top, bottom, right = 90.0, 30.0, 330.0, _WIDTH - 30  # the result's name stands above its dot
     across = Scale(most=across_ticks[-1], start=left, length=right - left)
     low, high = score.interval or (score.value, score.value)
     up_ticks = _round_range([low, high, *(point.score for point in points)])

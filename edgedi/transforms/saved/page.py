@@ -58,9 +58,11 @@ def _steps(compaction: Compaction) -> Markup:
         "Each step works on what the one before it left. The difference is the largest of any value from the "
         "original's answer on the example inputs, as a share of its largest value."
     )
-    heads = ("step", "parameters", "MACs", "bytes", "score", "difference", "seconds", "training steps")
+    trains = any(step.training_steps for step in compaction.steps)  # else its column would be empty, and in the way
+    heads = ("step", "parameters", "MACs", "bytes", "score", "difference", "seconds", *["training steps"] * trains)
+    rows = [_step_row(step, trains) for step in compaction.steps]
     alone = [_left_alone(step) for step in compaction.steps if step.left_alone]
-    return section("steps", "Step by step", see, table(heads, map(_step_row, compaction.steps)), *alone)
+    return section("steps", "Step by step", see, table(heads, rows), *alone)
 
 
 def _left_alone(step: Step) -> Markup:
@@ -68,10 +70,10 @@ def _left_alone(step: Step) -> Markup:
     return details(f"Layers whose channels {step.name} left alone: {len(step.left_alone)}", layers)
 
 
-def _step_row(step: Step) -> list[str]:
+def _step_row(step: Step, trains: bool) -> list[str]:
     score = "" if step.score is None else str(step.score)
     trained = f"{step.training_steps:,}" if step.training_steps else ""
-    numbers = [f"{step.difference:.1e}", f"{step.seconds:.1f}", trained]
+    numbers = [f"{step.difference:.1e}", f"{step.seconds:.1f}", *[trained] * trains]
     return [step.name, *_changes(step.before, step.after), score, *numbers]
 
 

@@ -15,6 +15,8 @@ from edgedi.transforms.score import Score
 from edgedi.transforms.task import Point
 from tests.bench.html.reading import Element, read
 
+LETTERS_HIGH = 12
+"""Pixels above the line that a label stands on."""
 EVIL = "</style><script>alert('x & y')</script>\"'"
 
 
@@ -206,3 +208,23 @@ def test_every_figure_has_a_title_and_the_json_is_at_the_end():
     page = read(text(report()))
     assert [figure.children[0].name for figure in page.all("svg", role="img")] == ["title", "title"]
     assert json.loads(page.all("details")[-1].all("pre")[0].text) == json.loads(compaction_json(report()))
+
+
+def test_steps_without_training_have_no_column_for_it():
+    def heads(given: Compaction) -> list[str]:
+        return [each.text for each in section("steps", given).all("th")]
+
+    trained = report()
+    untrained = replace(trained, steps=tuple(replace(each, training_steps=0) for each in trained.steps))
+    assert heads(trained) == [*heads(untrained), "training steps"]
+    for given in (trained, untrained):
+        rows = section("steps", given).all("tr")[1:]
+        assert {len(row.all("td")) for row in rows} == {len(heads(given))}
+
+
+def test_the_results_name_is_whole_where_its_score_is_the_best_there_is():
+    """It stands above its dot, at the top of the figure then; what stands beyond its edge is cut off."""
+    best = (Point(macs=10_000, score=1.0, step="original"), Point(macs=5_000, score=1.0, step="prune"))
+    figure = section("curve", replace(report(), curve=best, score=Score(value=1.0, count=100))).all("svg")[-1]
+    (label,) = [each for each in figure.all("text") if each.text == "result"]
+    assert float(label.attributes["y"]) >= LETTERS_HIGH
