@@ -11,13 +11,14 @@ waits for the other's word, again and again; in between the first computes as of
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,8 +87,8 @@ def serve(core: int, first: socket.socket) -> None:
 
 def measure(
     seconds: int, compute: Callable[[], None], other: socket.socket, clock: Callable[[], float] = time.perf_counter
-) -> list[Second]:
-    """What the first core sees, second by second; ``other`` is a socket to who runs ``serve``."""
+) -> Iterator[Second]:
+    """What the first core sees, each second as it ends; ``other`` is a socket to who runs ``serve``."""
 
     def together() -> None:
         other.send(_COMPUTE)
@@ -100,15 +101,13 @@ def measure(
         step()
         return clock() - started_s
 
-    found = []
     for _ in range(seconds):
         stop_s, alone, both = clock() + 1.0, list[float](), list[float]()
         while not both or clock() < stop_s:
             both += [taken(together) for _ in range(STEPS)]
             alone += [taken(compute) for _ in range(STEPS)]
-        found.append(Second(alone_s=statistics.median(alone), together_s=statistics.median(both)))
+        yield Second(alone_s=statistics.median(alone), together_s=statistics.median(both))
     other.send(_END)
-    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.serve is not None:
         core, file = given.serve
-        with socket.socket(fileno=file) as first:
+        with contextlib.suppress(KeyboardInterrupt), socket.socket(fileno=file) as first:
             serve(core, first)
         return 0
     cores = usable_cores()
@@ -127,15 +126,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     mine, theirs = socket.socketpair()
     command = [sys.executable, "-m", "bench.both_cores", "--serve", str(cores[1]), str(theirs.fileno())]
-    with mine, subprocess.Popen(command, pass_fds=[theirs.fileno()]):
+    print("milliseconds of a step\n  alone  together  ratio")
+    found = list[Second]()
+    process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+    with contextlib.suppress(KeyboardInterrupt), process, mine:  # which is closed before that process is waited for
         theirs.close()
         work = Core(cores[0])
         mine.recv(1)
-        found = measure(given.seconds, work.compute, mine)
-    print("milliseconds of a step\n  alone  together  ratio")
-    print("\n".join(map(str, found)))
-    print(summary(found))
-    return 0
+        for second in measure(given.seconds, work.compute, mine):
+            print(second, flush=True)
+            found.append(second)
+    if found:
+        print(summary(found))
+    return 0 if len(found) == given.seconds else 130
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def test_steps_alone_and_together_are_told_apart():
     def compute() -> None:
         clock.now_s += 0.01
 
-    found = measure(2, compute, other, clock)
+    found = list(measure(2, compute, other, clock))
     assert [round(second.alone_s, 6) for second in found] == [0.01] * 2
     assert [round(second.together_s, 6) for second in found] == [0.011] * 2
     # STEPS of both take 0.42 seconds: the third time they pass the second.
@@ -63,7 +63,7 @@ def test_an_other_that_ends_is_said():
     mine, theirs = socket.socketpair()
     theirs.close()
     with mine, pytest.raises(ConnectionError):
-        measure(1, lambda: None, mine)
+        list(measure(1, lambda: None, mine))
 
 
 def test_too_few_seconds_are_refused(capsys: pytest.CaptureFixture[str]):

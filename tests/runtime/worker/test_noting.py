@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from edgedi.partition.graph.geometry import Interval
@@ -75,3 +77,16 @@ def test_noting_changes_no_answer_and_not_the_program_either() -> None:
     assert all(torch.equal(tensor, X.relu()) for tensor in sent)
     assert [number for number, _, _ in notes] == [1, 2]
     assert [step.kernel for step in loaded.steps] == kernels
+
+
+def test_layers_that_another_step_computes_for_are_not_noted() -> None:
+    """As of a chain that an engine computes: its last step does all of it."""
+    loaded, notes = load(*(each for each in PROGRAM if not isinstance(each, Send))), list[Note]()
+    steps = list(loaded.steps)
+    steps[1] = replace(steps[1], kernel=None, reads=(), frees=())
+    loaded._steps = tuple(steps)
+    run = NotedRun(loaded, notes=notes)
+    run.deliver(UPPER, 1, upper())
+    run.deliver(LOWER, 2, lower())
+    assert run.advance(lambda *what: None)
+    assert [number for number, _, _ in notes] == [3]
