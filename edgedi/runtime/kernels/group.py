@@ -10,7 +10,9 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -143,8 +145,14 @@ class GroupModel(ABC):
         group = self.group
         for piece, node in zip(group.inputs, inputs, strict=True):
             self._nodes[piece] = self.transposed(node, TO_NCHW) if len(group.shapes[piece]) == 4 else node
+        means = _means(group)
+        within = {partial for partial, _ in means.values()}
         for piece, read, task in group.runs:
-            self._nodes[piece] = self._layer(task, [self._nodes[p] for p in read if p in self._nodes])
+            if piece in means:
+                _, partial = means[piece]
+                self._nodes[piece] = self._mean(partial, task, self._nodes[partial.pieces[0]])
+            elif piece not in within:
+                self._nodes[piece] = self._layer(task, [self._nodes[p] for p in read if p in self._nodes])
         return [self._wanted(piece) for piece in group.outputs]
 
     def _wanted(self, piece: Piece) -> Any:
@@ -158,7 +166,9 @@ class GroupModel(ABC):
         if not takes(task) or len(inputs) != len(task.parts):
             raise CannotExpress(task.layer.name)
         cut = [self._cut(node, task, index) for index, node in enumerate(inputs)]
-        node = _MAKERS[task.layer.op](self, task, *cut)
+        return self._activated(task, _MAKERS[task.layer.op](self, task, *cut))
+
+    def _activated(self, task: Task, node: Any) -> Any:
         name = task.layer.attribute("activation")
         return node if name is None else self.activated(node, name, task.layer.attribute("activation_arguments", ()))
 
@@ -169,10 +179,13 @@ class GroupModel(ABC):
         return node if cut is None else self.narrowed(node, *cut)
 
     def _padded(self, task: Task, node: Any) -> tuple[Any, tuple[int, ...], tuple[int, ...]]:
-        """The input, cropped where padding is negative, and the padding before and after."""
+        """The input, cropped where padding is negative, and the padding before and after.
+
+        What lies behind the last window stays where it is too little for one more: a crop would be a copy.
+        """
         pads = padding_at(task.layer, task.shapes, task.out)
         for axis, (before, after) in enumerate(pads):
-            if before < 0 or after < 0:
+            if before < 0 or -after >= task.layer.attributes["stride"][axis]:
                 length = task.in_shape(0)[axis + 2]
                 node = self.narrowed(node, axis + 2, max(0, -before), length - max(0, -before) - max(0, -after))
         return node, tuple(max(0, before) for before, _ in pads), tuple(max(0, after) for _, after in pads)
@@ -224,9 +237,13 @@ class GroupModel(ABC):
         """The same elements in another shape."""
 
     @abstractmethod
-    def summed(self, node: Any, shape: tuple[int, ...], dims: tuple[int, ...]) -> Any:
-        """Of ``shape`` over ``dims``, which stay with one element each. One dimension after another: engines add up in
-        float32, where the errors of long sums pile up.
+    def average_pooled(self, node: Any, kernel: tuple[int, int]) -> Any:
+        """Means of a map's windows of so many rows and columns, at each place."""
+
+    @abstractmethod
+    def averaged(self, node: Any, shape: tuple[int, ...], dims: tuple[int, ...]) -> Any:
+        """The mean of ``shape`` over ``dims``, which stay with one element each. One dimension after another: engines
+        add up in float32, where the errors of long sums pile up.
         """
 
     # --- layers -------------------------------------------------------------------------------------------------------
@@ -279,18 +296,57 @@ class GroupModel(ABC):
         return self.reshaped(x, tuple(task.out_shape))
 
     def _partial(self, task: Task, x: Any) -> Any:
-        attributes = task.layer.attributes
-        if attributes["function"] == "max":
+        if not _adds(task):
             raise CannotExpress(task.layer.name)
-        dims, shape = tuple(attributes["dims"]), task.in_shape(0)
-        left = (1 if dim in dims else length for dim, length in enumerate(shape))
-        return self.reshaped(self.summed(x, shape, dims), (1, *left))
+        dims, shape = tuple(task.layer.attributes["dims"]), task.in_shape(0)
+        return self.reshaped(self._summed(x, shape, dims), (1, *_reduced(shape, dims)))
 
     def _combine(self, task: Task, parts: Any) -> Any:
-        if task.layer.attributes["function"] == "max":
+        if not _adds(task):
             raise CannotExpress(task.layer.name)
-        total = self.reshaped(self.summed(parts, task.in_shape(0), (0,)), tuple(task.out_shape))
-        return self.calculated("mul", total, self.constant(_scalar(task.layer.attributes["scale"])))
+        held = task.pieces[0]  # as many parts as took part, of which the layer does not know
+        shape = (len(held.interval) if held.dim == 0 else 1, *task.in_shape(0)[1:])
+        total = self._summed(parts, shape, (0,), task.layer.attributes["scale"])
+        return self.reshaped(total, tuple(task.out_shape))
+
+    def _mean(self, partial: Task, combine: Task, x: Any) -> Any:
+        """Both at once, and what else the second does."""
+        shape, dims = partial.in_shape(0), tuple(partial.layer.attributes["dims"])
+        total = self._summed(self._cut(x, partial, 0), shape, dims, combine.layer.attributes["scale"])
+        wanted = tuple(combine.out_shape)
+        return self._activated(combine, total if _reduced(shape, dims) == wanted else self.reshaped(total, wanted))
+
+    def _summed(self, node: Any, shape: tuple[int, ...], dims: tuple[int, ...], scale: float = 1.0) -> Any:
+        """The sum times ``scale``: a mean, times how many there are."""
+        factor = scale * math.prod(shape[dim] for dim in dims)
+        if len(shape) == 4 and dims == (2, 3):  # pooling reads maps as convolutions leave them, means want them moved
+            mean = self.average_pooled(self.average_pooled(node, (shape[2], 1)), (1, shape[3]))
+        else:
+            mean = self.averaged(node, shape, dims)
+        return mean if math.isclose(factor, 1) else self.calculated("mul", mean, self.constant(_scalar(factor)))
+
+
+def _means(group: Group) -> dict[Piece, tuple[Piece, Task]]:
+    """By what a COMBINE makes of a single part: that part and the PARTIAL that makes it, where nobody else reads it.
+
+    Together they are a plain sum or mean, for which an engine needs one node instead of six.
+    """
+    sums = {piece: task for piece, _, task in group.runs if task.layer.op == "partial" and _adds(task)}
+    readers = Counter(piece for _, read, _ in group.runs for piece in read) + Counter(group.outputs)
+    return {
+        piece: (read[0], sums[read[0]])
+        for piece, read, task in group.runs
+        if task.layer.op == "combine" and _adds(task) and len(read) == 1 and read[0] in sums and readers[read[0]] == 1
+    }
+
+
+def _reduced(shape: tuple[int, ...], dims: tuple[int, ...]) -> tuple[int, ...]:
+    """``shape`` with one element in each of ``dims``."""
+    return tuple(1 if dim in dims else length for dim, length in enumerate(shape))
+
+
+def _adds(task: Task) -> bool:
+    return bool(task.layer.attributes["function"] != "max")
 
 
 def _scalar(value: float) -> Tensor:

@@ -199,11 +199,10 @@ class _Model(GroupModel):
     def reshaped(self, node: Any, shape: tuple[int, ...]) -> Any:
         return self._add("Reshape", [node, self._numbers(shape)])
 
-    def summed(self, node: Any, shape: tuple[int, ...], dims: tuple[int, ...]) -> Any:
-        if len(shape) == 4 and dims == (2, 3):  # pooling reads maps as convolutions leave them, sums want them moved
-            for kernel in ((shape[2], 1), (1, shape[3])):
-                node = self._add("AveragePool", [node], kernel_shape=list(kernel))
-            return self._add("Mul", [node, self._number(shape[2] * shape[3])])
+    def average_pooled(self, node: Any, kernel: tuple[int, int]) -> Any:
+        return self._add("AveragePool", [node], kernel_shape=list(kernel))
+
+    def averaged(self, node: Any, shape: tuple[int, ...], dims: tuple[int, ...]) -> Any:
         for dim in dims:
-            node = self._add("ReduceSum", [node, self._numbers([dim])])
+            node = self._add("ReduceMean", [node, self._numbers([dim])])
         return node

@@ -171,14 +171,17 @@ class _Model(GroupModel):
     def reshaped(self, node: Any, shape: tuple[int, ...]) -> Any:
         return self._op.reshape(node, self._numbers(shape), False)
 
-    def summed(self, node: Any, shape: tuple[int, ...], dims: tuple[int, ...]) -> Any:
-        """Two sums in a row OpenVINO makes one, of all their numbers one after another; a sum and a mean it leaves."""
+    def average_pooled(self, node: Any, kernel: tuple[int, int]) -> Any:
+        return self._op.avg_pool(node, [1, 1], [0, 0], [0, 0], list(kernel), True)
+
+    def averaged(self, node: Any, shape: tuple[int, ...], dims: tuple[int, ...]) -> Any:
+        """Two means in a row OpenVINO makes one, of all their numbers one after another; a sum and a mean it leaves."""
         for number, dim in enumerate(dims):
             if number % 2 == 0:
-                node = self._op.reduce_sum(node, self._numbers([dim]), True)
+                node = self._op.reduce_mean(node, self._numbers([dim]), True)
             else:
-                mean = self._op.reduce_mean(node, self._numbers([dim]), True)
-                node = self._op.multiply(mean, self._op.constant(np.float32(shape[dim])))
+                total = self._op.reduce_sum(node, self._numbers([dim]), True)
+                node = self._op.multiply(total, self._op.constant(np.float32(1 / shape[dim])))
         return node
 
     def _numbers(self, values: Sequence[int]) -> Any:

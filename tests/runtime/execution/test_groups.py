@@ -397,6 +397,40 @@ def test_long_sums_keep_their_digits(engine: Engine, seed: int) -> None:
     assert sum(len(choice.layers) for choice in groups.choices) == len(capture.graph.layers)
 
 
+class Halved(nn.Module):
+    """A 1 x 1 convolution that steps over every second row and column, and a mean of all that it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1, 2), nn.AdaptiveAvgPool2d(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+@pytest.mark.skipif(not onnxruntime_graph.ENGINE.is_installed, reason="pip install edgedi[onnxruntime]")
+def test_what_a_window_steps_over_is_not_cropped_and_a_mean_is_not_a_sum_first() -> None:
+    """A crop is a copy, and small nodes add up: EfficientNet-B0 has seventeen means."""
+    import onnx
+
+    torch.manual_seed(0)
+    model, x = Halved().eval(), torch.rand(1, 3, 8, 8)
+    capture = capture_model(model, (x,))
+    groups = list[Group]()
+
+    def build(group: Group, threads: int) -> GroupKernel | None:
+        groups.append(group)
+        return onnxruntime_graph.ENGINE.build(group, threads)
+
+    engine = Engine(name="onnxruntime", modules=("onnxruntime",), build=build)
+    process = engined(capture, lower(axis_plan(capture.graph, 1, "rows", depth=9), capture.graph), engine_wins(engine))
+    with torch.inference_mode():
+        assert relative_difference(process(x), model(x)) <= TOLERANCE
+    described = onnx.load_from_string(onnxruntime_graph._Model(groups[0]).described())
+    found = [node.op_type for node in described.graph.node]
+    assert found == ["Transpose", "Conv", "Conv", "AveragePool", "AveragePool", "Transpose", "Identity"]
+
+
 @each_engine
 def test_an_engine_sends_nothing_and_leaves_no_file(engine: Engine, tmp_path: Path) -> None:
     """Both would report to their makers, and begin with a file that numbers the device or the user."""
