@@ -397,6 +397,24 @@ def test_long_sums_keep_their_digits(engine: Engine, seed: int) -> None:
     assert sum(len(choice.layers) for choice in groups.choices) == len(capture.graph.layers)
 
 
+@each_engine
+@pytest.mark.parametrize("channels", [1, 3, 4, 5])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_an_input_may_lie_in_memory_either_way(engine: Engine, channels: int, layout: torch.memory_format) -> None:
+    """A caller's picture lies plane by plane, what comes by the wire as it is stored."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Conv2d(channels, channels, 3) for _ in range(LEAST_RUNS))).eval()
+    x = torch.rand(1, channels, 11, 13)
+    capture = capture_model(model, (x,))
+    programs = lower(axis_plan(capture.graph, 1, "rows", depth=50), capture.graph)
+    (kernel,) = [
+        step.kernel for step in engined(capture, programs, engine_wins(engine)).loaded[0].steps
+        if isinstance(step.instruction, Run) and step.kernel is not None
+    ]  # fmt: skip
+    with torch.inference_mode():
+        assert relative_difference(kernel(x.contiguous(memory_format=layout)), model(x)) <= TOLERANCE
+
+
 class Halved(nn.Module):
     """A 1 x 1 convolution that steps over every second row and column, and a mean of all that it makes."""
 
