@@ -24,7 +24,9 @@ LEAST_OF_BASELINES = 1 / 1.03
 MOST_OFF = 0.15
 """Predicted against measured, the median over all runs."""
 
-LOCAL = ("--local", "2", "--share")
+LOCAL = ("--local", "2", "--share", "--repeat", "5")
+"""A turn is five requests, one straight after the other, of workers and of engines: the first one after a pause finds
+caches cold and workers asleep, which a camera's next picture does not."""
 STREAM = ("--local", "2", "--objective", "throughput")
 BASELINES = ("oodp-greedy", "proportional", "equal", "ocbp", "deepthings", "aofl", "coedge")
 RESNET50, VGG16 = "torchvision:resnet50", "torchvision:vgg16"
