@@ -329,7 +329,7 @@ class GroupModel(ABC):
 def _means(group: Group) -> dict[Piece, tuple[Piece, Task]]:
     """By what a COMBINE makes of a single part: that part and the PARTIAL that makes it, where nobody else reads it.
 
-    Together they are a plain sum or mean, for which an engine needs one node instead of six.
+    Together they are a plain sum or mean, for which an engine needs a third of the nodes.
     """
     sums = {piece: task for piece, _, task in group.runs if task.layer.op == "partial" and _adds(task)}
     readers = Counter(piece for _, read, _ in group.runs for piece in read) + Counter(group.outputs)

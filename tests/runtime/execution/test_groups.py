@@ -397,6 +397,29 @@ def test_long_sums_keep_their_digits(engine: Engine, seed: int) -> None:
     assert sum(len(choice.layers) for choice in groups.choices) == len(capture.graph.layers)
 
 
+class MeanOfFeatures(nn.Module):
+    """The same of what is no map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(nn.Linear(256, 256) for _ in range(LEAST_RUNS)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.body(x).abs() + 3.7).mean((1, 2))
+
+
+@each_engine
+def test_long_sums_of_features_keep_their_digits(engine: Engine) -> None:
+    torch.manual_seed(0)
+    model, x = MeanOfFeatures().eval(), torch.rand(4, 256, 256)
+    capture = capture_model(model, (x,))
+    groups = engine_wins(engine)
+    process = engined(capture, lower(axis_plan(capture.graph, 1, "rows", depth=50), capture.graph), groups)
+    expected = copy.deepcopy(model).double()(x.double())
+    assert relative_difference(process(x).double(), expected) <= 4e-6
+    assert sum(len(choice.layers) for choice in groups.choices) == len(capture.graph.layers)
+
+
 @each_engine
 @pytest.mark.parametrize("channels", [1, 3, 4, 5])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
