@@ -43,7 +43,7 @@ class _Column:
 def plan_figure(plan: Plan, maps: Sequence[FeatureMap]) -> Markup:
     """The figure. Longer maps are higher, though not in proportion; within a map everything is."""
     columns, heads, width = _placed(plan, maps)
-    drawn = [*heads, *(_draw(column) for column in columns), *_lengths(columns)]
+    drawn = [*heads, *(_draw(column) for column in columns), *_lengths(columns, width)]
     title = f"Plan of {len(plan.segments)} segments for {plan.num_workers} workers, drawn on {len(maps)} feature maps"
     return svg(width, _TOP + _TALL + _BOTTOM, title, *drawn, least=min(width, 760 + 2.0 * len(maps)))
 
@@ -131,15 +131,15 @@ def _halo(column: _Column, halo: Halo, x: float, width: float) -> Markup:
     )  # fmt: skip
 
 
-def _lengths(columns: Sequence[_Column]) -> Iterator[Markup]:
-    """How long the maps are, under the first of each run of equals that there is room for."""
+def _lengths(columns: Sequence[_Column], width: float) -> Iterator[Markup]:
+    """How long the maps are, under the first of each run of equals that there is room for; all within the figure."""
     shown, free_from = ("", 0), -1.0
     for column in columns:
-        here = (column.map.axis, column.map.length)
-        if here != shown and column.map.length > 1 and column.x >= free_from:
-            label = str(column.map.length)
-            yield text(column.x, _TOP + _TALL + 20, label, "tick")
-            shown, free_from = here, column.x + _LETTER * len(label) + 4
+        here, label = (column.map.axis, column.map.length), str(column.map.length)
+        x = min(column.x, width - _LETTER * len(label))
+        if here != shown and column.map.length > 1 and x >= free_from:
+            yield text(x, _TOP + _TALL + 20, label, "tick")
+            shown, free_from = here, x + _LETTER * len(label) + 4
 
 
 def describe(feature_map: FeatureMap) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -144,3 +145,14 @@ def test_a_large_network_for_many_workers_is_drawn():
     drawn = read(str(plan_figure(plan, picture(plan, graph))))
     assert len(drawn.all("g")) == len(graph.layers) + 1
     assert {rect.attributes.get("data-worker") for rect in drawn.all("rect")} >= {str(k) for k in range(9)}
+
+
+def test_the_last_lengths_label_ends_within_the_figure():
+    graph = graphs.resnet50(64)
+    plan = axis_plan(graph, 2, "channels")
+    first, conv, *_, classes = picture(plan, graph)
+    drawn = read(str(plan_figure(plan, [first, *[conv] * 120, replace(classes, segment=conv.segment)])))
+    right = float(drawn.all("svg")[0].attributes["viewbox"].split()[2])
+    labels = [label for label in drawn.all("text") if label.attributes["text-anchor"] == "start"]
+    assert labels[-1].text == "1000"
+    assert all(label.number("x") + 6.0 * len(label.text) <= right for label in labels)
