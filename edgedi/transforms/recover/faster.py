@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from edgedi.transforms.data import FEATURE_MAPS, Batch, maps_channels_last
@@ -35,8 +38,15 @@ def batch_channels_last(batch: Batch) -> Batch:
     return Batch(pytree.tree_map(maps_channels_last, batch.arguments), batch.labels)
 
 
+MAPS, WEIGHT = (32, 64, 16, 16), (64, 64, 3, 3)
+"""The convolution that both precisions are tried on."""
+TRIALS = 5
+PAYS = 0.8
+"""bfloat16 is used where it takes at most this share of float32's seconds: for less, digits are worth more."""
+
+
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether ``device`` multiplies bfloat16 numbers itself, and so faster than float32."""
+    """Whether ``device`` multiplies bfloat16 numbers itself."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
@@ -45,10 +55,41 @@ def has_bfloat16(device: torch.device) -> bool:
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
+def bfloat16_pays(clock: Callable[[], float]) -> bool:
+    """Whether this processor trains faster in bfloat16 than in float32, tried by turns.
+
+    That it has the instructions does not say so: an AMD EPYC takes half as long by them, an Intel Xeon without AMX
+    longer (``bench.vgg_cifar`` has the figures).
+    """
+    seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    for _ in range(1 + TRIALS):
+        for dtype, taken in seconds.items():
+            taken.append(_seconds(dtype, clock))
+    single, half = (min(taken[1:]) for taken in seconds.values())  # the first round prepares
+    return half <= PAYS * single
+
+
+@torch.enable_grad()
+def _seconds(dtype: torch.dtype, clock: Callable[[], float]) -> float:
+    """Of the convolution forwards and back, in the layout of training."""
+    maps, weight = (torch.ones(s, dtype=dtype).to(memory_format=torch.channels_last) for s in (MAPS, WEIGHT))
+    leaves = maps.requires_grad_(), weight.requires_grad_()
+    started = clock()
+    torch.autograd.grad(F.conv2d(maps, weight, padding=1).sum(), leaves)
+    return clock() - started
+
+
+@cache
+def _pays_here(num_threads: int) -> bool:
+    """Tried once: a training that is taken up again must not see another answer."""
+    return bfloat16_pays(time.perf_counter)
+
+
 def may_be_halves(answer: Sequence[Tensor]) -> bool:
     """Whether a network with these leaves of an answer gains by bfloat16 and loses nothing that counts."""
-    fits = is_classes([answer]) and answer[0].dtype == torch.float32
-    return fits and has_bfloat16(answer[0].device)
+    if not is_classes([answer]) or answer[0].dtype != torch.float32 or not has_bfloat16(answer[0].device):
+        return False
+    return answer[0].device.type != "cpu" or _pays_here(torch.get_num_threads())
 
 
 def in_float32(answer: Any) -> Any:

@@ -13,7 +13,16 @@ from edgedi.transforms.exact.simplify import simplify
 from edgedi.transforms.recover import distil as of_distil
 from edgedi.transforms.recover import faster as of_faster
 from edgedi.transforms.recover.distil import Recipe, distil
-from edgedi.transforms.recover.faster import as_usual, batch_channels_last, channels_last, has_bfloat16, in_float32
+from edgedi.transforms.recover.faster import (
+    TRIALS,
+    as_usual,
+    batch_channels_last,
+    bfloat16_pays,
+    channels_last,
+    has_bfloat16,
+    in_float32,
+    may_be_halves,
+)
 from tests.transforms.recover.toy import accuracy, blobs, cut, network, same_weights, train_data, trained
 
 
@@ -50,6 +59,21 @@ def test_of_devices_that_are_not_known_bfloat16_is_not_expected():
     assert not has_bfloat16(torch.device("meta"))
 
 
+@pytest.mark.parametrize(("half_s", "pays"), [(0.5, True), (0.8, True), (0.81, False), (1.6, False)])
+def test_bfloat16_is_for_processors_that_take_less_time_by_it(half_s: float, pays: bool):
+    """Every second reading of the clock ends a trial; trials are by turns, float32 first. A slow one does not count."""
+    taken = [9.0, 9.0, *[1.0, half_s] * (TRIALS - 1), 5.0, 5.0]
+    readings = [number for seconds in taken for number in (0.0, seconds)]
+    assert bfloat16_pays(iter(readings).__next__) == pays
+
+
+def test_where_it_does_not_pay_training_keeps_to_float32(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(of_faster, "has_bfloat16", lambda device: True)
+    for pays in (True, False):
+        monkeypatch.setattr(of_faster, "_pays_here", lambda num_threads, pays=pays: pays)
+        assert may_be_halves([torch.zeros(2, 10)]) == pays
+
+
 @pytest.fixture
 def seen_precisions(monkeypatch: pytest.MonkeyPatch) -> set[torch.dtype]:
     """A processor with bfloat16, and what the answers of a training are computed in."""
@@ -60,6 +84,7 @@ def seen_precisions(monkeypatch: pytest.MonkeyPatch) -> set[torch.dtype]:
         return in_float32(answer)
 
     monkeypatch.setattr(of_faster, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(of_faster, "_pays_here", lambda num_threads: True)
     monkeypatch.setattr(of_distil, "in_float32", widened)
     return found
 
