@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgedi.bench.numbers import Ratio, times_as_fast
@@ -23,6 +23,8 @@ LEAST_OF_EXECUTOR = 1 / 1.1
 LEAST_OF_BASELINES = 1 / 1.03
 MOST_OFF = 0.15
 """Predicted against measured, the median over all runs."""
+LEAST_ROUNDS = 6
+"""The median lies beyond all of n measured values in one case of 2 ** (n - 1): with fewer, no interval is of 95 %."""
 
 LOCAL = ("--local", "2", "--share", "--repeat", "5")
 """A turn is five requests, one straight after the other, of workers and of engines: the first one after a pause finds
@@ -114,22 +116,43 @@ class Verdict:
     least: float
     found: Ratio | None
     reason: str = ""
+    overruled: str = ""
+    """The word whatever the interval says, for ``reason``."""
 
     @property
     def word(self) -> str:
         """PASS, FAIL, UNDECIDED, or NOT MEASURED."""
         if self.found is None:
             return NOT_MEASURED
+        if self.overruled:
+            return self.overruled
         if self.found.low >= self.least:
             return PASS
         return FAIL if self.found.high < self.least else UNDECIDED
 
 
 def verdicts(case: Case, found: Mapping[str, Any] | None, reason: str = "") -> Iterator[Verdict]:
-    """Every bar on ``case``; ``found`` is what edgedi-bench wrote as JSON, ``reason`` why there is none."""
-    if case.streams:
-        yield from _stream_verdicts(case, found, reason)
-        return
+    """Every bar on ``case``; ``found`` is what edgedi-bench wrote as JSON, ``reason`` why there is none.
+
+    Wrong answers are never fast: where they differ from the model's own, every bar is missed.
+    """
+    word, why = _overruled(found) if found else ("", "")
+    for verdict in (_stream_verdicts if case.streams else _split_verdicts)(case, found, reason):
+        yield replace(verdict, overruled=word, reason=verdict.reason or why)
+
+
+def _overruled(found: Mapping[str, Any]) -> tuple[str, str]:
+    """(word, reason) where the numbers of a run are no evidence."""
+    if not found["same"]:
+        return FAIL, "answers differ from the model's own"
+    ended = found.get("ended_early") or found.get("ended")
+    if ended:
+        return UNDECIDED, f"the run ended early: {ended}"
+    rounds = min(len(row["seconds"]) for row in found.get("rows") or found["planners"])
+    return (UNDECIDED, f"{rounds} rounds, {LEAST_ROUNDS} are the least") if rounds < LEAST_ROUNDS else ("", "")
+
+
+def _split_verdicts(case: Case, found: Mapping[str, Any] | None, reason: str) -> Iterator[Verdict]:
     split = _planner(found, PLANNER)
     speed = _ratio(split["times_as_fast_as_best_engine"]) if split else None
     lacking = reason if split is None else "no engine was there to compare with"
@@ -197,4 +220,25 @@ def verdict_line(verdict: Verdict) -> str:
     head = f"{verdict.word:12}  {verdict.case:28}  {verdict.bar:26}  at least {verdict.least:4.2f}"
     if verdict.found is None:
         return f"{head}  {verdict.reason}".rstrip()
-    return f"{head}  found {verdict.found.median:.2f} [{verdict.found.low:.2f}, {verdict.found.high:.2f}]"
+    line = f"{head}  found {verdict.found.median:.2f} [{verdict.found.low:.2f}, {verdict.found.high:.2f}]"
+    return f"{line}  {verdict.reason}" if verdict.overruled else line
+
+
+def evidence(found: Mapping[str, Any]) -> Iterator[str]:
+    """What the numbers of a run were measured on, as lines: command, machine, date, emulation."""
+    machine = found["machine"]
+    yield f"# {machine['command']}"
+    yield (
+        f"# {machine['date']}, {machine['processor']}, {machine['num_cores']} cores, {machine['system']}, "
+        f"Python {machine['python']}, torch {machine['torch']}, edgedi {machine['edgedi']}"
+    )
+    if found["emulation"]:
+        yield f"# {found['emulation']}"
+
+
+def prediction_line(runs: Sequence[Mapping[str, Any]]) -> str:
+    """A line of the table, empty where nothing was predicted: of a stream only its rate counts."""
+    word, error = prediction(runs)
+    if word == NOT_MEASURED:
+        return ""
+    return f"{word:12}  predicted against measured: median error {error:.0%}, at most {MOST_OFF:.0%}"

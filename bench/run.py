@@ -1,9 +1,11 @@
 """Measure the bars that this machine can decide, and say the verdicts.
 
     .venv/bin/python -m bench.run [--only WORD] [--rounds 100] [--out bench/results/DATE]
+    .venv/bin/python -m bench.run --recorded FOLDER ...
 
 Every case is one run of edgedi-bench; its JSON and its page go to the folder, the verdicts to ``bars.txt`` beside them.
-Nothing else should run meanwhile: each run says whether something did. Exit code 0 unless a bar is missed.
+Nothing else should run meanwhile: each run says whether something did. ``--recorded`` measures nothing and judges what
+earlier runs have written, all of the folders together. Exit code 0 unless a bar is missed.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from bench.bars import CASES, FAIL, MOST_OFF, Case, file_stem, prediction, verdict_line, verdicts
+from bench.bars import CASES, FAIL, Case, evidence, file_stem, prediction_line, verdict_line, verdicts
 
 ROUNDS = 100
 """From so many on, medians of ratios have intervals worth deciding by."""
@@ -28,34 +30,63 @@ RESULTS = Path(__file__).parent / "results"
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__.splitlines()[0])
-    made.add_argument("--only", default="local", metavar="WORD", help="cases whose name holds it (default %(default)s; "
+    made.add_argument("--only", metavar="WORD", help="cases whose name holds it (default local, of --recorded all; "
                       "'' for all, testbeds too)")  # fmt: skip
     made.add_argument("--rounds", type=int, default=ROUNDS, metavar="N")
     made.add_argument("--out", type=Path, metavar="FOLDER", help="default: a folder of today's date in bench/results")
+    made.add_argument("--recorded", type=Path, nargs="+", metavar="FOLDER", help="judge the runs that these hold")
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    cases = [case for case in CASES if arguments.only in case.name]
+    word = arguments.only if arguments.only is not None else "" if arguments.recorded else "local"
+    cases = [case for case in CASES if word in case.name]
     if not cases:
-        print(f"no case holds {arguments.only!r}; there are: {', '.join(case.name for case in CASES)}", file=sys.stderr)
+        print(f"no case holds {word!r}; there are: {', '.join(case.name for case in CASES)}", file=sys.stderr)
         return 2
+    if arguments.recorded:
+        return judge((case, *read(path)) for path, case in recorded(cases, arguments.recorded))
     folder = arguments.out or RESULTS / datetime.now(timezone.utc).strftime("%Y-%m-%d")
     folder.mkdir(parents=True, exist_ok=True)
-    runs: list[dict[str, Any]] = []
-    lines: list[str] = []
-    for case in cases:
-        found, reason = measure(case, folder, arguments.rounds)
-        runs += [found] if found is not None else []
-        for verdict in verdicts(case, found, reason):
-            lines.append(verdict_line(verdict))
-            print(lines[-1], flush=True)
-    word, error = prediction(runs)
-    lines.append(f"{word:12}  predicted against measured: median error {error:.0%}, at most {MOST_OFF:.0%}")
-    print(lines[-1])
-    (folder / "bars.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return 1 if any(line.startswith(FAIL) for line in lines) else 0
+    with (folder / "bars.txt").open("w", encoding="utf-8") as file:
+        return judge(((case, *measure(case, folder, arguments.rounds)) for case in cases), file)
+
+
+def judge(runs: Iterable[tuple[Case, dict[str, Any] | None, str]], file: TextIO | None = None) -> int:
+    """Prints the verdicts, run by run; ``file`` also says what each was measured on. 1 where a bar is missed."""
+    judged, missed = [], False
+    for case, found, reason in runs:
+        judged += [found] if found is not None else []
+        made = list(verdicts(case, found, reason))
+        missed |= any(verdict.word == FAIL for verdict in made)
+        if file is not None and found is not None:
+            file.writelines(f"{line}\n" for line in evidence(found))
+        say(map(verdict_line, made), file)
+    last = prediction_line(judged)
+    say([last] if last else [], file)
+    return int(missed or last.startswith(FAIL))
+
+
+def say(lines: Iterable[str], file: TextIO | None) -> None:
+    for line in lines:
+        print(line, flush=True)
+        if file is not None:
+            print(line, file=file, flush=True)
+
+
+def recorded(cases: Sequence[Case], folders: Iterable[Path]) -> Iterator[tuple[Path, Case]]:
+    """What the folders hold of the cases, by the names of the files."""
+    for folder in folders:
+        found = [(path, case) for case in cases if (path := folder / f"{file_stem(case)}.json").exists()]
+        if not found:
+            print(f"{folder} holds no run of {', '.join(case.name for case in cases)}", file=sys.stderr)
+        yield from found
+
+
+def read(path: Path) -> tuple[dict[str, Any], str]:
+    """As ``measure`` returns it."""
+    return json.loads(path.read_text(encoding="utf-8")), ""
 
 
 def measure(case: Case, folder: Path, rounds: int) -> tuple[dict[str, Any] | None, str]:
@@ -76,7 +107,7 @@ def measure(case: Case, folder: Path, rounds: int) -> tuple[dict[str, Any] | Non
                 sys.stderr.write(line)  # its progress is ours
                 last = line.strip()
     if path.exists():
-        return json.loads(path.read_text(encoding="utf-8")), ""
+        return read(path)
     return None, last or f"edgedi-bench ended with {process.returncode}"
 
 

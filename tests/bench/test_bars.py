@@ -12,6 +12,7 @@ import pytest
 from bench.bars import (
     CASES,
     FAIL,
+    LEAST_ROUNDS,
     LOCAL,
     NOT_MEASURED,
     PASS,
@@ -19,7 +20,9 @@ from bench.bars import (
     UNDECIDED,
     Case,
     Verdict,
+    evidence,
     prediction,
+    prediction_line,
     verdict_line,
     verdicts,
 )  # fmt: skip
@@ -36,8 +39,11 @@ TESTBED = Case(name="pi x", options=("--testbed", "pi"), model="a:b", least_spee
 
 
 def found() -> dict[str, Any]:
-    """oodp is 1.5 times as fast as the engine, 1.25 times as fast as equal."""
-    return json.loads(report_json(report()))
+    """oodp is 1.5 times as fast as the engine, 1.25 times as fast as equal; three rounds, and the same again."""
+    values = json.loads(report_json(report()))
+    for split in values["planners"]:
+        split["seconds"] *= 2
+    return values
 
 
 @pytest.mark.parametrize(
@@ -62,14 +68,55 @@ def test_a_run_is_held_to_every_bar_of_its_case():
     assert "found 1.50 [" in verdict_line(by_bar["times the best engine"])
 
 
+def test_wrong_answers_are_never_fast():
+    for verdict in verdicts(CASE, {**found(), "same": False}):
+        assert verdict.word == FAIL
+        assert verdict_line(verdict).endswith("answers differ from the model's own")
+
+
+def test_a_run_that_ended_early_decides_nothing():
+    assert {verdict.word for verdict in verdicts(CASE, {**found(), "ended_early": "worker 1 left"})} == {UNDECIDED}
+
+
+def test_the_median_of_few_rounds_decides_nothing():
+    values = found()
+    for split in values["planners"]:
+        split["seconds"] = split["seconds"][:1] * (LEAST_ROUNDS - 1)
+    (first, *_) = verdicts(CASE, values)
+    assert (first.word, first.reason) == (UNDECIDED, "5 rounds, 6 are the least")
+    assert verdict_line(first).endswith("]  5 rounds, 6 are the least")
+
+
+def test_verdicts_stand_beside_what_they_were_measured_on():
+    command, machine, emulation = evidence({**found(), "emulation": "Emulated devices"})
+    assert command == "# edgedi-bench --model torchvision:resnet50 --html 'a & b.html'"
+    assert machine.startswith("# 2026-11-21 02:20 UTC, Some Processor <1>, 2 cores, Linux 6 x86_64, Python 3.11")
+    assert emulation == "# Emulated devices"
+    assert len(list(evidence({**found(), "emulation": ""}))) == 2
+
+
+def test_recorded_runs_of_several_folders_are_judged_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a" / "local-vgg16-224.json").write_text(json.dumps(found()), encoding="utf-8")
+    assert main(["--recorded", str(tmp_path / "a"), str(tmp_path / "empty")]) == 1
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert lines[0].startswith(
+        "FAIL          local vgg16 224               times the best engine       at least 1.75  found 1.50"
+    )
+    assert lines[-1].split()[1:5] == ["predicted", "against", "measured:", "median"]
+    assert f"{tmp_path / 'empty'} holds no run of local vgg16 224, " in printed.err
+
+
 def stream(*, at_once_s: float, best: str | None = "onnx") -> dict[str, Any]:
     """As edgedi-bench writes it: throughput takes 0.02 s for each request, the engine 0.04 s on one device."""
     ratio = {"median": 2.0, "low": 2.0, "high": 2.0} if best else None
     rows = [
-        {"name": "throughput", "seconds": [0.02] * 5, "times_as_fast_as_best_engine": ratio},
-        {"name": "onnx, 2 at once", "seconds": [at_once_s] * 5},
+        {"name": "throughput", "seconds": [0.02] * 6, "times_as_fast_as_best_engine": ratio},
+        {"name": "onnx, 2 at once", "seconds": [at_once_s] * 6},
     ]
-    return {"rows": rows if best else rows[:1], "best_engine": best}
+    return {"rows": rows if best else rows[:1], "best_engine": best, "same": True}
 
 
 def test_a_stream_is_held_to_one_engine_and_to_as_many_as_there_are_devices():
@@ -109,6 +156,8 @@ def test_predictions_are_judged_by_their_median_error():
     word, error = prediction([])
     assert word == NOT_MEASURED
     assert math.isnan(error)
+    assert prediction_line([{"rows": []}]) == ""
+    assert prediction_line([run(1.1)]).startswith("PASS          predicted against measured: median error 10%")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
