@@ -4,8 +4,8 @@
     .venv/bin/python -m bench.run --recorded FOLDER ...
 
 Every case is one run of edgedi-bench; its JSON and its page go to the folder, the verdicts to ``bars.txt`` beside them.
-Nothing else should run meanwhile: each run says whether something did. ``--recorded`` measures nothing and judges what
-earlier runs have written, all of the folders together. Exit code 0 unless a bar is missed.
+Nothing else should run meanwhile: each run says whether something did. ``--recorded`` measures nothing: it judges what
+earlier runs have written, each folder in its ``bars.txt`` and all of them together. Exit code 0 unless a bar is missed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from bench.bars import CASES, FAIL, Case, evidence, file_stem, prediction_line, verdict_line, verdicts
 
 ROUNDS = 100
 """From so many on, medians of ratios have intervals worth deciding by."""
 RESULTS = Path(__file__).parent / "results"
+
+Run = tuple[Case, dict[str, Any] | None, str]
+"""A case, what edgedi-bench found, and why it found nothing."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,33 +49,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"no case holds {word!r}; there are: {', '.join(case.name for case in CASES)}", file=sys.stderr)
         return 2
     if arguments.recorded:
-        return judge((case, *read(path)) for path, case in recorded(cases, arguments.recorded))
+        for folder in arguments.recorded:
+            write_bars(folder)
+        return judge((case, read(path), "") for path, case in recorded(cases, arguments.recorded))
     folder = arguments.out or RESULTS / datetime.now(timezone.utc).strftime("%Y-%m-%d")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "bars.txt").open("w", encoding="utf-8") as file:
-        return judge(((case, *measure(case, folder, arguments.rounds)) for case in cases), file)
+    return judge((case, *measure(case, folder, arguments.rounds)) for case in cases)
 
 
-def judge(runs: Iterable[tuple[Case, dict[str, Any] | None, str]], file: TextIO | None = None) -> int:
-    """Prints the verdicts, run by run; ``file`` also says what each was measured on. 1 where a bar is missed."""
+def judge(runs: Iterable[Run]) -> int:
+    """Prints the verdicts, run by run; 1 where a bar is missed."""
     judged, missed = [], False
     for case, found, reason in runs:
         judged += [found] if found is not None else []
-        made = list(verdicts(case, found, reason))
-        missed |= any(verdict.word == FAIL for verdict in made)
-        if file is not None and found is not None:
-            file.writelines(f"{line}\n" for line in evidence(found))
-        say(map(verdict_line, made), file)
+        for verdict in verdicts(case, found, reason):
+            print(verdict_line(verdict), flush=True)
+            missed |= verdict.word == FAIL
     last = prediction_line(judged)
-    say([last] if last else [], file)
+    print(last)
     return int(missed or last.startswith(FAIL))
-
-
-def say(lines: Iterable[str], file: TextIO | None) -> None:
-    for line in lines:
-        print(line, flush=True)
-        if file is not None:
-            print(line, file=file, flush=True)
 
 
 def recorded(cases: Sequence[Case], folders: Iterable[Path]) -> Iterator[tuple[Path, Case]]:
@@ -84,9 +79,20 @@ def recorded(cases: Sequence[Case], folders: Iterable[Path]) -> Iterator[tuple[P
         yield from found
 
 
-def read(path: Path) -> tuple[dict[str, Any], str]:
-    """As ``measure`` returns it."""
-    return json.loads(path.read_text(encoding="utf-8")), ""
+def read(path: Path) -> dict[str, Any]:
+    """What edgedi-bench wrote."""
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
+def write_bars(folder: Path) -> None:
+    """``bars.txt``: every run that the folder holds, what it was measured on, and the verdicts."""
+    runs = [(case, read(path)) for path, case in recorded(CASES, [folder])]
+    if not runs:
+        return
+    lines = [line for case, found in runs for line in (*evidence(found), *map(verdict_line, verdicts(case, found)))]
+    lines.append(prediction_line([found for _, found in runs]))
+    (folder / "bars.txt").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
 def measure(case: Case, folder: Path, rounds: int) -> tuple[dict[str, Any] | None, str]:
@@ -107,7 +113,8 @@ def measure(case: Case, folder: Path, rounds: int) -> tuple[dict[str, Any] | Non
                 sys.stderr.write(line)  # its progress is ours
                 last = line.strip()
     if path.exists():
-        return read(path)
+        write_bars(folder)
+        return read(path), ""
     return None, last or f"edgedi-bench ended with {process.returncode}"
 
 

@@ -106,6 +106,10 @@ def test_recorded_runs_of_several_folders_are_judged_together(tmp_path: Path, ca
         "FAIL          local vgg16 224               times the best engine       at least 1.75  found 1.50"
     )
     assert lines[-1].split()[1:5] == ["predicted", "against", "measured:", "median"]
+    written = (tmp_path / "a" / "bars.txt").read_text(encoding="utf-8").splitlines()
+    assert written[0] == "# edgedi-bench --model torchvision:resnet50 --html 'a & b.html'"
+    assert written[2:] == lines
+    assert not (tmp_path / "empty" / "bars.txt").exists()
     assert f"{tmp_path / 'empty'} holds no run of local vgg16 224, " in printed.err
 
 
