@@ -17,6 +17,7 @@ from edgedi.bench.report import Disturbance
 MOST_STEAL_SHARE = 0.02
 MOST_FOREIGN_SHARE = 0.05
 """Of all processor time of a round: above these it is marked."""
+LOOK_S = 1.0
 _LEAST_S = 0.03
 """The counters tick every 10 ms: less than three ticks say nothing."""
 _TICKS_PER_S = float(os.sysconf("SC_CLK_TCK")) if hasattr(os, "sysconf") else 100.0
@@ -46,14 +47,30 @@ def process_seconds(stat: str, ticks_per_s: float) -> float:
 
 def judged(number: int, before: Reading, after: Reading, num_cores: int) -> Disturbance | None:
     """The disturbance of round ``number``; ``None`` where there was none worth a mark."""
-    total_s = max(1e-9, (after.clock_s - before.clock_s) * num_cores)
-    steal_s = after.steal_s - before.steal_s
-    foreign_s = max(0.0, after.busy_s - before.busy_s - (after.own_s - before.own_s))
+    total_s, steal_s, foreign_s = _taken(before, after, num_cores)
     stolen = steal_s >= max(_LEAST_S, MOST_STEAL_SHARE * total_s)
     foreign = foreign_s >= max(_LEAST_S, MOST_FOREIGN_SHARE * total_s)
     if not stolen and not foreign:
         return None
     return Disturbance(round=number, steal_share=steal_s / total_s, foreign_share=foreign_s / total_s)
+
+
+def _taken(before: Reading, after: Reading, num_cores: int) -> tuple[float, float, float]:
+    """Seconds of all processors: that there were, stolen, and used by others."""
+    total_s = max(1e-9, (after.clock_s - before.clock_s) * num_cores)
+    foreign_s = max(0.0, after.busy_s - before.busy_s - (after.own_s - before.own_s))
+    return total_s, after.steal_s - before.steal_s, foreign_s
+
+
+def others_share(read: Callable[[], Reading | None], num_cores: int, pause: Callable[[float], None]) -> float:
+    """The share of all processors that is not ours during a look; 0 where there are no counters."""
+    before = read()
+    pause(LOOK_S)
+    after = read()
+    if before is None or after is None:
+        return 0.0
+    total_s, steal_s, foreign_s = _taken(before, after, num_cores)
+    return (steal_s + foreign_s) / total_s
 
 
 def watched(

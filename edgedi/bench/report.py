@@ -17,8 +17,8 @@ from edgedi.runtime.session.trace import Span
 
 ONE_WORKER = "single"
 """The planner that uses the best worker alone: the base of every speedup."""
-BUSY_LOAD = 0.5
-"""From so many processes on, running on average of the minute before we began, the machine counts as busy."""
+BUSY_SHARE = 0.05
+"""Where others use so much of all processors just before we begin, the machine counts as busy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,18 +31,17 @@ class Machine:
     python: str
     torch: str
     edgedi: str
-    load: float
+    others_share: float
+    """What others, and the hypervisor, took of all processors just before we began."""
     command: str
     date: str
 
     @property
     def busy(self) -> str:
         """What to think of times taken now; empty where nothing else ran before."""
-        if self.load < BUSY_LOAD:
+        if self.others_share < BUSY_SHARE:
             return ""
-        return (
-            f"Other programs kept this machine busy (load {self.load:.1f}) before this began: do not trust the times."
-        )
+        return f"Other programs used {self.others_share:.0%} of this machine before this began: do not trust the times."
 
     def __str__(self) -> str:
         return (

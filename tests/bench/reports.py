@@ -19,7 +19,8 @@ from tests.partition import graphs
 
 MACHINE = Machine(
     processor="Some Processor <1>", num_cores=2, system="Linux 6 x86_64", python="3.11", torch="2.15", edgedi="0.1",
-    load=0.1, command="edgedi-bench --model torchvision:resnet50 --html 'a & b.html'", date="2026-11-21 02:20 UTC",
+    others_share=0.01, command="edgedi-bench --model torchvision:resnet50 --html 'a & b.html'",
+    date="2026-11-21 02:20 UTC",
 )  # fmt: skip
 
 

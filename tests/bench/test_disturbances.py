@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from edgedi.bench.disturbances import Reading, judged, machine_seconds, process_seconds, reader, watched
+from edgedi.bench.disturbances import Reading, judged, machine_seconds, others_share, process_seconds, reader, watched
 from edgedi.bench.report import Disturbance
 
 STAT = "cpu  100 20 30 4000 50 6 7 8 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\nintr 1\n"
@@ -51,6 +51,14 @@ def test_a_round_is_marked_from_two_per_cent_stolen_or_five_foreign(
 def test_a_short_round_is_not_marked_for_a_tick_or_two():
     assert judged(0, reading(0.0), reading(0.05, 0.02, 0.02), num_cores=2) is None
     assert judged(0, reading(0.0), reading(0.05, 0.03), num_cores=2) is not None
+
+
+def test_who_else_uses_the_machine_is_looked_up_for_a_while():
+    readings = iter([reading(5.0, 10.0, 1.0, 2.0), reading(6.0, 10.9, 1.1, 2.5)])
+    paused: list[float] = []
+    assert others_share(lambda: next(readings), 2, paused.append) == pytest.approx((0.4 + 0.1) / 2)
+    assert paused == [1.0]
+    assert others_share(lambda: None, 2, paused.append) == 0.0
 
 
 def test_every_round_comes_and_only_disturbed_ones_are_noted():

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from edgedi.bench.demo import Demo, Row, SamePredictions
-from edgedi.bench.machine import this_machine
-from edgedi.bench.report import Machine, Result
+from edgedi.bench.report import Result
 from edgedi.bench.tables import demo_digits, demo_remarks, demo_table
 from edgedi.bench.words import milliseconds
+from tests.bench.reports import MACHINE
 
 DIGITS = SamePredictions(
     num_images=360, num_equal=360, num_right=355, num_split=4, num_segments=5, largest_difference=3e-7
@@ -24,16 +24,14 @@ def result(name: str, seconds: float, difference: float = 1e-6) -> Result:
     return Result(name=name, seconds=(seconds,) * 4, difference=difference, within_tolerance=difference < 2e-5)
 
 
-def machine(load: float = 0.0) -> Machine:
-    return replace(this_machine(), load=load)
-
-
-def demo(difference: float = 1e-6, load: float = 0.0) -> Demo:
+def demo(difference: float = 1e-6, others_share: float = 0.0) -> Demo:
     row = Row(
         network="VGG-16", one=result("one", 0.150), all=result("all", 0.100, difference), predicted_s=0.09,
         largest_difference=difference,
     )  # fmt: skip
-    return Demo(digits=DIGITS, rows=(row,), seconds=60.0, pinned=True, machine=machine(load))
+    return Demo(
+        digits=DIGITS, rows=(row,), seconds=60.0, pinned=True, machine=replace(MACHINE, others_share=others_share)
+    )
 
 
 def shown(table: Table) -> str:
@@ -60,8 +58,8 @@ def test_digits_say_their_verdict():
 
 
 def test_a_busy_machine_and_missing_cores_are_said():
-    assert not any("busy" in remark or "cores than" in remark for remark in demo_remarks(demo()))
-    assert any("load 3.0" in remark for remark in demo_remarks(demo(load=3.0)))
+    assert not any("Other programs" in remark or "cores than" in remark for remark in demo_remarks(demo()))
+    assert any("Other programs used 30% of this machine" in remark for remark in demo_remarks(demo(others_share=0.3)))
     assert any("fewer cores than workers" in remark for remark in demo_remarks(replace(demo(), pinned=False)))
 
 

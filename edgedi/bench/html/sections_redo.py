@@ -48,7 +48,7 @@ def _facts(report: Report) -> Sequence[tuple[str, object]]:
         ("layers", " ".join(computing_remarks(report.workers, report.computed_by))),
         ("threads", f"{settings.threads} for each worker and each engine"),
         ("rounds", f"{report.num_rounds} of {settings.rounds}, {settings.repeat} request(s) in each turn"),
-        ("load before", f"{machine.load:.1f} processes (mean of a minute)"),
+        ("others before", f"{machine.others_share:.0%} of all processors"),
         ("date", machine.date),
     )
 
