@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from edgedi.bench.numbers import Ratio, Spread, spread, times_as_fast
 from edgedi.bench.settings import Settings
+from edgedi.partition.plan.memory import program_memory
 from edgedi.partition.plan.plan import HOME, Plan
 from edgedi.partition.plan.program import ProgramSet, participant_name
 from edgedi.partition.plan.simulate import simulate
@@ -149,6 +150,14 @@ class Split:
         return max(sum(taken.get(name, 0.0) for name in names) for taken in self.layer_s)
 
     @property
+    def largest_bytes(self) -> int:
+        """Weights and maps of the worker's program that needs most: what a memory limit bounds."""
+        programs, graph = self.programs.programs, self.programs.graph
+        return max(
+            (program_memory(program, graph).total_bytes for k, program in programs.items() if k != HOME), default=0
+        )
+
+    @property
     def share_of_bound(self) -> Ratio:
         """The speed reached, as a share of the speed with no communication."""
         return times_as_fast(self.result.seconds, (self.bound_s,) * len(self.result.seconds))
@@ -214,6 +223,11 @@ class Report:
     def computed_by(self) -> dict[str, tuple[str, ...]]:
         """What computed each plan on each worker, by contender."""
         return {split.result.name: split.computed_by for split in self.splits}
+
+    @property
+    def largest_plan_bytes(self) -> int:
+        """What the plan that needs most takes on one worker."""
+        return max(split.largest_bytes for split in self.splits)
 
     @property
     def same(self) -> bool:

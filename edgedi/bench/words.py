@@ -106,10 +106,16 @@ def _computing(workers: Sequence[str], engines: Sequence[str]) -> str:
 
 
 def memory_remarks(report: Report) -> Iterator[str]:
-    """Each worker's peak, and who says so."""
+    """Each worker's peak, and who says so; and what a limit bounds, which is much less."""
     for memory in report.memory:
         peak, above = (megabytes(count) for count in (memory.peak_bytes, memory.above_bytes))
         yield (
             f"Peak memory of {memory.worker}: {peak} resident, {above} above what it had right after its imports; told "
             "by the worker itself, all planners of the run together."
+        )
+    if report.memory:
+        yield (
+            f"Memory limits bound weights and maps of one plan, here at most {megabytes(report.largest_plan_bytes)} on "
+            "a worker. The rest is PyTorch, engines, other planners' sessions and, on this process's own device, the "
+            "coordinator with the whole network."
         )

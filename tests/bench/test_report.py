@@ -11,7 +11,8 @@ from edgedi.bench.as_json import report_json
 from edgedi.bench.report import Memory, link_bytes
 from edgedi.bench.tables import remarks
 from edgedi.bench.words import caveats, computing_remarks, megabytes, memory_remarks, ranges
-from edgedi.partition.plan.plan import Plan
+from edgedi.partition.plan.memory import program_memory
+from edgedi.partition.plan.plan import HOME, Plan
 from tests.bench.reports import ENGINE, ENGINED, EQUAL, ONE, TWO, report, split
 from tests.partition import graphs
 
@@ -75,6 +76,17 @@ def test_what_computed_the_layers_is_said_and_written():
     ]  # fmt: skip
 
 
+def test_what_a_memory_limit_bounds_is_the_need_of_the_largest_program():
+    needs = [
+        program_memory(program, split.programs.graph).total_bytes
+        for split in report().splits
+        for worker, program in split.programs.programs.items()
+        if worker != HOME
+    ]
+    assert report().largest_plan_bytes == max(needs) > 0
+    assert f"here at most {megabytes(max(needs))} on a worker" in list(memory_remarks(report()))[-1]
+
+
 def test_memory_above_the_baseline_is_never_negative():
     assert Memory(worker="a", peak_bytes=100, baseline_bytes=30).above_bytes == 70
     assert Memory(worker="a", peak_bytes=10, baseline_bytes=30).above_bytes == 0
@@ -100,4 +112,5 @@ def test_what_a_reader_has_to_know_is_said():
     assert said[1].endswith("they are counted: 2.")
     assert [line.split(",")[0] for line in memory_remarks(report())] == [
         "Peak memory of local-0: 800 MB resident", "Peak memory of local-1: 600 MB resident",
+        "Memory limits bound weights and maps of one plan",
     ]  # fmt: skip

@@ -71,7 +71,7 @@ def contenders(report: Report) -> Markup:
     )
     ratio = (
         "Ratios are medians of the ratios within each round, in brackets their 95 % interval. Efficiency is the "
-        "speedup for each worker. The bound is the same plan with no communication."
+        "speedup for each worker, over the best engine if one ran. The bound is the same plan with no communication."
     )
     return section(
         "contenders", "How long a request took", see, chart, element("p", ratio, class_="see"), _contender_table(report)

@@ -116,6 +116,8 @@ def workers_memory(report: Report) -> Markup:
     see = (
         "Grey is what a worker had right after its imports, before it served anybody; colour is what serving added at "
         "its peak. Told by each worker of itself (resident size), with the plans of all planners of this run and, "
-        "where layers had to be measured first, the measuring."
+        "where layers had to be measured first, the measuring. "
+        "A memory limit bounds the weights and maps of one plan: here at most "
+        f"{megabytes(report.largest_plan_bytes)} on a worker."
     )
     return section("memory", "Peak memory of the workers", see, memory_chart(report.memory))
