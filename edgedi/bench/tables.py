@@ -146,10 +146,10 @@ def remarks(report: Report) -> Iterator[str]:
     """What a reader of the tables has to know, a sentence each."""
     yield str(report.machine)
     yield (
-        "times: how many times as fast, the median of ratios within each round and its 95 % interval; middle half: the "
-        "quartiles; efficiency: the speedup for each worker, over the best engine if one ran; bound: the same plan with "
-        "no communication, what every worker's layers take, measured before the rounds; kB: sent for one request, all "
-        "links together; difference: largest, as a share of the model's largest value."
+        "times: how many times as fast, the median of ratios within each round and its 95 % interval; middle half: "
+        "the quartiles; efficiency: the speedup for each worker, over the best engine if one ran; bound: the same "
+        "plan with no communication, what every worker's layers take, measured before the rounds; kB: sent for one "
+        "request, all links together; difference: largest, as a share of the model's largest value."
     )
     yield from computing_remarks(report.workers, report.computed_by)
     yield from memory_remarks(report)
