@@ -150,6 +150,20 @@ class Halves(nn.Module):
         return self.head(torch.cat([first, F.relu(self.body(second))], 1))
 
 
+class Padded(nn.Module):
+    """A residual block whose shortcut is narrower: every other position, between channels of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self.outer, self.head = nn.Conv2d(6, 8, 3, padding=1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+        return self.head(F.relu(self.outer(F.relu(self.inner(x))) + shortcut))
+
+
 class Flattened(nn.Module):
     """A classifier on the flattened map."""
 

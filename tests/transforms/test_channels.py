@@ -14,6 +14,7 @@ from tests.transforms.planted import (
     Excited,
     Flattened,
     Halves,
+    Padded,
     Residual,
     Shuffled,
     compacted,
@@ -190,6 +191,15 @@ def depthwise() -> nn.Sequential:
             nn.Conv2d(8, 4, 1),
         )
     )
+
+
+def test_a_channel_that_is_dead_on_either_side_of_a_padded_shortcut_goes():
+    """Channel 1 of the stem is channel 3 of the sum; channel 0 of the sum is padded, and stays though it is dead."""
+    model = Padded().eval()
+    kill(model.stem, [1])
+    kill(model.outer, [0, 3])
+    small = compacted(model, image())
+    assert widths(small) == {"stem": (3, 3), "inner": (3, 6), "outer": (6, 7), "head": (7, 5)}
 
 
 def test_depthwise_layers_lose_the_channel_before_them_too():

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgedi.transforms.exact.facts import Array, Channels, Groups, Ids
+from edgedi.transforms.exact.facts import Array, Channels, Groups, Ids, settled
 from edgedi.transforms.exact.traced import Layer, Traced, shape_of
 
 
@@ -55,6 +55,11 @@ class Flow:
         """Channels of which nothing is known, on their own."""
         infinite = np.full(count, np.inf)
         return Channels(low=-infinite, high=infinite, ids=self.known.fresh(count), members=self.groups.add(count))
+
+    def constants(self, count: int, value: float) -> Channels:
+        """Channels that are ``value`` everywhere."""
+        ends = np.full(count, value)
+        return settled(ends, ends, self.known.fresh(count), self.groups.add(count), self.known)
 
     def fixed(self, node: Any) -> Channels | None:
         """The output of ``node`` as one that nobody can change; ``None`` where it has no channels."""

@@ -5,7 +5,7 @@ A rule returns ``None`` where this use of its operator is not understood; then n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -108,15 +108,26 @@ def _avg_pool(flow: Flow, node: Any) -> Channels | None:
 
 
 def _pad(flow: Flow, node: Any) -> Channels | None:
-    """Padding of positions with a number, or with values of the map."""
+    """Padding of positions with a number, or with values of the map; and of channels, with channels of a number."""
     source, arguments = _source(flow, node), _arguments(node)
-    rank = len(shape_of(node.args[0]) or ())
-    if source is None or source.num_dims != 1 or len(arguments["pad"]) // 2 > rank - 2:
+    pad, num_positions = arguments["pad"], len(shape_of(node.args[0]) or ()) - 2
+    numbers, value = arguments.get("mode", "constant") == "constant", float(arguments.get("value") or 0.0)
+    around, beside = pad[: 2 * num_positions], pad[2 * num_positions :]
+    if source is None or source.num_dims != 1 or len(beside) > 2 or min(beside, default=0) < 0:
         return None
     ids = flow.named(_operator(node), source.ids)
     made = settled(source.low, source.high, ids, source.members, flow.known)
-    numbers = arguments.get("mode", "constant") == "constant"
-    return _around(flow, node, made, float(arguments.get("value") or 0.0)) if numbers else made
+    if numbers and any(around):
+        made = _around(flow, node, made, value)
+    return _beside(flow, made, beside, value) if numbers else None if any(beside) else made
+
+
+def _beside(flow: Flow, made: Channels, counts: Sequence[int], value: float) -> Channels:
+    """``made`` between so many channels of ``value``, which stay: the model's own code says how many."""
+    constant = [flow.constants(count, value) for count in counts]
+    for each in constant:
+        flow.pin(each)
+    return joined([*constant[:1], made, *constant[1:]])
 
 
 def _around(flow: Flow, node: Any, made: Channels, value: float) -> Channels:

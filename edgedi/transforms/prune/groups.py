@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from edgedi.errors import CompactionError
 from edgedi.transforms.measure import answer_of, difference
 from edgedi.transforms.prune.cut import CONVOLUTIONS, TRANSPOSED, Array, Group, Part, is_one_to_one, narrow
+from edgedi.transforms.prune.followed import followed_groups
 
 SAME = 1e-4
 """Largest difference, relative to the largest value, that float32 makes of the same sums in another order."""
@@ -33,15 +34,37 @@ def groups_of(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[tuple[Group
     Channels that the model gives out are in neither. ``CompactionError`` where torch_pruning is missing.
     """
     work, inputs = _in_float(model), pytree.tree_map(_float, arguments)
-    found, left_alone = [], []
+    found, failed = list[Group](), dict[str, str]()
     for name, made in _dependencies(work, inputs):
         if isinstance(made, str):
-            left_alone.append(f"{name} ({made})")
-        elif made.readers and made.num_units > 1:
+            failed[name] = made
+        elif _can_shrink(made):
             found.append(made)
-    good = tuple(_accepted(work, inputs, found))
-    left_alone += [f"{group.name} (narrower, it does not compute the same)" for group in found if group not in good]
-    return good, tuple(left_alone)
+    good = _accepted(work, inputs, found)
+    failed |= {group.name: "narrower, it does not compute the same" for group in found if group not in good}
+    if failed:
+        more = [group for group in followed_groups(work, inputs) if _can_shrink(group) and not _overlap(group, good)]
+        good = _accepted(work, inputs, [*good, *more])
+    made_now = {part.layer for group in good for part in group.parts if not part.reads}
+    left_alone = [f"{name} ({reason})" for name, reason in failed.items() if name not in made_now]
+    return tuple(good), tuple(left_alone)
+
+
+def _can_shrink(group: Group) -> bool:
+    return bool(group.readers) and group.num_units > 1
+
+
+def _overlap(group: Group, others: Sequence[Group]) -> bool:
+    """Whether some channel that a layer makes is in one of ``others`` too."""
+    taken = {
+        (part.layer, channel) for other in others for part in other.parts if not part.reads for channel in _in(part)
+    }
+    return any((part.layer, channel) in taken for part in group.parts if not part.reads for channel in _in(part))
+
+
+def _in(part: Part) -> list[int]:
+    found: list[int] = np.flatnonzero(part.units >= 0).tolist()
+    return found
 
 
 def library() -> ModuleType:

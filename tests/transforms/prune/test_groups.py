@@ -18,6 +18,7 @@ from edgedi.transforms.compact import compact
 from edgedi.transforms.measure import difference
 from edgedi.transforms.prune import groups as module
 from edgedi.transforms.prune.cut import Group, is_one_to_one, narrow
+from edgedi.transforms.prune.followed import followed_groups
 from edgedi.transforms.prune.groups import groups_of
 from tests.exactness import TOLERANCE
 from tests.networks import FAMILIES, ODD_SIZE, TRANSFORMERS, build, noise_for
@@ -27,6 +28,7 @@ from tests.transforms.planted import (
     Excited,
     Flattened,
     Halves,
+    Padded,
     Residual,
     Shuffled,
     image,
@@ -35,8 +37,6 @@ from tests.transforms.planted import (
 )
 
 SMALLEST = [names[0] for family, names in FAMILIES.items() if family not in TRANSFORMERS]
-WITHOUT_GROUPS = {"shufflenet_v2_x0_5": "ShuffleNetV2"}
-"""Families that Torch-Pruning does not follow, and what is named as left alone."""
 
 
 @pytest.fixture(autouse=True)
@@ -154,20 +154,60 @@ class Named(nn.Module):
         return self.third(self.second(F.relu(self.first(x)).view(-1, 8, x.shape[2], x.shape[3])))
 
 
-@pytest.mark.parametrize(
-    ("model", "kept", "reason"),
-    [
-        (Named(), ["second"], "first (narrower, it does not compute the same)"),
-        (Concat(), [], "left (Torch-Pruning fails with IndexError"),
-        (Halves(), [], "stem ("),
-        (Shuffled(), [], ""),
-    ],
-    ids=["widths in the code", "beside the input", "halves", "shuffled"],
-)
-def test_what_does_not_run_or_compute_the_same_is_left_alone_and_named(model: nn.Module, kept: list[str], reason: str):
-    groups, left_alone = groups_of(model.eval(), (image(),))
-    assert [group.name for group in groups] == kept
-    assert any(line.startswith(reason) for line in left_alone)
+def test_what_does_not_run_or_compute_the_same_is_left_alone_and_named():
+    groups, left_alone = groups_of(Named().eval(), (image(),))
+    assert [group.name for group in groups] == ["second"]
+    assert left_alone == ("first (narrower, it does not compute the same)",)
+
+
+def test_beside_the_input_where_torch_pruning_fails():
+    """The head reads six channels of the left branch, three of the input, which stay, and four of the right one."""
+    model = Concat().eval()
+    groups, left_alone = groups_of(model, (image(),))
+    assert left_alone == ()
+    assert {group.name: group.readers[0].units.tolist() for group in groups} == {
+        "left": [0, 1, 2, 3, 4, 5, *[-1] * 7], "right": [*[-1] * 9, 0, 1, 2, 3]
+    }  # fmt: skip
+    assert widths(cut(model, image(), 0.5)[0]) == {"left": (3, 3), "right": (3, 2), "head": (8, 5)}
+
+
+def test_halves_stay_halves():
+    """Each half of the stem's channels loses as many, at the same places."""
+    model = Halves().eval()
+    assert members(model, image()) == {"stem": (6, {"stem"}, {"body", "head"}), "body": (6, {"body"}, {"head"})}
+    small, _ = cut(model, image(), 0.5)
+    assert widths(small) == {"stem": (3, 6), "body": (3, 3), "head": (6, 5)}
+    assert torch.equal(small.stem.weight, model.stem.weight[[0, 1, 2, 6, 7, 8]])
+
+
+def test_a_shuffle_is_followed():
+    model = Shuffled().eval()
+    (group,), left_alone = groups_of(model, (image(),))
+    assert left_alone == ()
+    assert [part.units.tolist() for part in group.parts] == [
+        [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    ]  # fmt: skip
+
+
+def test_a_shortcut_padded_with_channels_is_followed():
+    """What is added to padding stays; the rest goes with the stem, through every stage."""
+    model = Padded().eval()
+    assert members(model, image()) == {
+        "stem": (4, {"stem", "outer"}, {"inner", "head"}),
+        "inner": (6, {"inner"}, {"outer"}),
+    }
+    small, groups = cut(model, image(), 0.5)
+    (stem,) = (group for group in groups if group.name == "stem")
+    assert [part.units.tolist() for part in stem.parts if part.layer == "outer"] == [[-1, -1, 0, 1, 2, 3, -1, -1]]
+    assert widths(small) == {"stem": (3, 2), "inner": (2, 3), "outer": (3, 6), "head": (6, 5)}
+
+
+def test_a_network_that_cannot_be_traced_has_no_groups_to_follow():
+    class Looks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if float(x.sum()) > 0 else -x
+
+    assert followed_groups(Looks().eval(), (image(),)) == ()
 
 
 def test_layer_normalisation_reads_all_channels_at_once():
@@ -200,7 +240,7 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.
 
 def test_a_group_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch):
     """The next channel's columns instead of the channel's own."""
-    right = module._group
+    model, right = Excited().eval(), module._group
 
     def shifted(*given: object) -> Group | str:
         made = right(*given)  # type: ignore[arg-type]  # handed through
@@ -209,7 +249,12 @@ def test_a_group_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch):
         return made
 
     monkeypatch.setattr(module, "_group", shifted)
-    assert groups_of(Excited().eval(), (image(),))[0] == ()
+    whole = {group.name: group.num_units for group in groups_of(model, (image(),))[0]}
+    assert whole == {"stem": 8, "down": 4}, "the exact step's own groups take their place"
+    monkeypatch.setattr(module, "followed_groups", lambda model, arguments: ())
+    groups, left_alone = groups_of(model, (image(),))
+    assert groups == ()
+    assert "stem (narrower, it does not compute the same)" in left_alone
 
 
 # --- families ---------------------------------------------------------------------------------------------------------
@@ -235,10 +280,6 @@ def test_every_family_without_30_percent_of_its_widths_runs_and_is_split(name: s
     x = noise_for(name, ODD_SIZE)[:1]
     model = compact(build(name, ODD_SIZE), x)
     small, groups = cut(model, x, 0.3)
-    if name in WITHOUT_GROUPS:
-        assert groups == ()
-        assert groups_of(model, (x,))[1][0].startswith(WITHOUT_GROUPS[name])
-        return
     assert widths(small) == narrower(model, groups)
     # GoogLeNet's heads for training do not run, and stay as they are.
     assert sum(a * b for a, b in widths(small).values()) < 0.85 * sum(a * b for a, b in widths(model).values())
