@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from edgedi.bench import comparison, demo, devices, progress, settings
+from edgedi.bench import demo, devices, progress, running, settings
 from edgedi.bench.demo import SamePredictions
 from edgedi.bench.progress import Teller
 from edgedi.cli.bench import main
@@ -104,7 +104,7 @@ def test_several_inputs_and_a_nested_answer(workers: LocalWorkers, tmp_path: Pat
 def test_engines_that_are_not_installed_are_named(
     workers: LocalWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(comparison, "what_is_missing", lambda name: None if name == "eager" else f"no {name} here")
+    monkeypatch.setattr(running, "what_is_missing", lambda name: None if name == "eager" else f"no {name} here")
     options = (*CHAIN, "--workers", workers.addresses[0])
     found = run(*options, path=tmp_path / "r.json")
     assert found["not_compared"] == {name: f"no {name} here" for name in settings.ENGINE_NAMES if name != "eager"}
