@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from edgedi.bench.contenders import SessionContender
 from edgedi.bench.cores import deal
 from edgedi.bench.devices import Devices
-from edgedi.bench.engine_contender import EngineContender, EngineFailed
-from edgedi.bench.numbers import times_as_fast
+from edgedi.bench.engine_contender import EngineContender
+from edgedi.bench.numbers import Ratio, times_as_fast
 from edgedi.bench.progress import Teller
 from edgedi.bench.report import ONE_WORKER, Memory, Report, Result, Single, Split, Traffic
 from edgedi.bench.running import Run, Task, run
@@ -57,7 +57,8 @@ class _Comparison(Run[Report]):
             session.seconds(0)  # the answer that is compared before the plan is trusted: not to be counted below
             session.require_workers_answered()
         traffic = [session.traffic() for session in sessions]
-        memory = sessions[0].memory()  # before the bound is measured: that takes memory which requests do not
+        widest = max(sessions, key=lambda session: session.session.plan.num_workers)
+        memory = widest.memory()  # before the bound is measured: that takes memory which requests do not
         facts = [self._facts(session, sent) for session, sent in zip(sessions, traffic, strict=True)]
         if self.settings.counts_warm:
             for engine in engines:
@@ -65,7 +66,7 @@ class _Comparison(Run[Report]):
         results = self.rounds([*sessions, *engines], repeat=self.settings.repeat)
         late_s = max(session.late_s() for session in sessions)
         facts = [replace(known, spans=self._spans(each)) for known, each in zip(facts, sessions, strict=True)]
-        return self._put_together(devices, facts, engines, results, memory, sessions[0].session.workers, late_s)
+        return self._put_together(devices, facts, engines, results, memory, widest.session.workers, late_s)
 
     def _spans(self, contender: SessionContender) -> tuple[Span, ...]:
         """One request traced; none where the run has ended early, or where this is what fails."""
@@ -86,15 +87,23 @@ class _Comparison(Run[Report]):
         )  # fmt: skip
 
     def _sessions(self, devices: Devices) -> list[SessionContender]:
-        """One worker alone, then every planner on all of them and on as many as were asked for besides."""
+        """Of all that are wanted, those with a plan that fits; at least one."""
+        made: list[SessionContender] = []
+        for name, planner, count in self._wanted():
+            with self.or_left_out(name):
+                made.append(self._session(name, planner, devices, count))
+        self.require_one(made)
+        return made
+
+    def _wanted(self) -> Iterator[tuple[str, str, int]]:
+        """(name, planner, number of workers): one worker alone, then every planner on all of them and on as many as
+        were asked for besides."""
         everybody = self.settings.num_workers
-        made = [self._session(ONE_WORKER, ONE_WORKER, devices, everybody)]
+        yield ONE_WORKER, ONE_WORKER, everybody
         for planner in self.settings.planners:
             for count in sorted({*self.settings.counts, everybody}, reverse=True):
-                name = planner if count == everybody else f"{planner} on {count}"
                 if planner != ONE_WORKER:
-                    made.append(self._session(name, planner, devices, count))
-        return made
+                    yield (planner if count == everybody else f"{planner} on {count}"), planner, count
 
     def _session(self, name: str, planner: str, devices: Devices, count: int) -> SessionContender:
         session = self.open_session(name, planner, devices, count)
@@ -106,13 +115,10 @@ class _Comparison(Run[Report]):
             return []
         tensors, started = self.save_tensors(), []
         for name in _with_own_defaults(names):
-            try:
+            with self.or_left_out(name):
                 engine = self.start_engine(name, tensors, self._cores)
-            except EngineFailed as error:
-                self.leave_out(name, error)
-                continue
-            self.teller.say(f"{name}: version {engine.version}, computes in {engine.precision}")
-            started.append(engine)
+                self.teller.say(f"{name}: version {engine.version}, computes in {engine.precision}")
+                started.append(engine)
         return started
 
     def _put_together(
@@ -126,14 +132,15 @@ class _Comparison(Run[Report]):
         late_s: float,
     ) -> Report:
         singles = _singles(engines, results)
-        complete = len(results[ONE_WORKER].seconds)
         best = min(singles, key=lambda single: single.result.spread.median_s, default=None)
+        splits = tuple(_split(known, results, best.result if best else None) for known in facts)
+        complete = len(splits[0].result.seconds)
         return Report(
             settings=self.settings,
             machine=self.task.machine,
             workers=workers,
             pinned=devices.pinned,
-            splits=tuple(_split(known, results, best.result if best else None) for known in facts),
+            splits=splits,
             singles=singles,
             best=best.result.name if best else None,
             not_compared=self.not_compared,
@@ -159,20 +166,26 @@ def _single(engine: EngineContender, results: dict[str, Result], own_default: Si
     result = results[engine.name]
     return Single(
         result=result, version=engine.version, precision=engine.precision, own_default=own_default,
-        speedup=times_as_fast(result.seconds, results[ONE_WORKER].seconds),
+        speedup=_over(results.get(ONE_WORKER), result),
     )  # fmt: skip
 
 
+def _over(base: Result | None, result: Result) -> Ratio | None:
+    return times_as_fast(result.seconds, base.seconds) if base else None
+
+
 def _split(known: _Facts, results: dict[str, Result], best: Result | None) -> Split:
-    result = results[known.name]
+    result, one = results[known.name], results.get(ONE_WORKER)
+    first = None if one or best else next(iter(results.values()))
     return Split(
         result=result,
         planner=known.planner,
         plan=known.plan,
         programs=known.programs,
         traffic=known.traffic,
-        speedup=times_as_fast(result.seconds, results[ONE_WORKER].seconds),
-        against_best=times_as_fast(result.seconds, best.seconds) if best else None,
+        speedup=_over(one, result),
+        against_best=_over(best, result),
+        against_first=_over(first, result),
         layer_s=known.layer_s,
         computed_by=known.computed_by,
         spans=known.spans,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edgedi.bench.contenders import Contender, tensors_of
 from edgedi.bench.devices import Devices, start_devices
 from edgedi.bench.disturbances import reader, watched
-from edgedi.bench.engine_contender import EngineContender, save_tensors
+from edgedi.bench.engine_contender import EngineContender, EngineFailed, save_tensors
 from edgedi.bench.engines import what_is_missing
 from edgedi.bench.machine import this_machine
 from edgedi.bench.measuring import EndedEarly, interleaved
@@ -24,7 +24,7 @@ from edgedi.bench.networks import load_network, random_input
 from edgedi.bench.progress import Teller
 from edgedi.bench.report import Disturbance, Machine, Result
 from edgedi.bench.settings import Settings
-from edgedi.errors import EdgediError
+from edgedi.errors import PlanError
 from edgedi.partition.cost.profile import Links
 from edgedi.runtime.session.distribute import distribute
 from edgedi.runtime.session.session import Session
@@ -142,10 +142,21 @@ class Run(ABC, Generic[_Found]):
         engine.wait()
         return engine
 
-    def leave_out(self, name: str, error: EdgediError) -> None:
-        """Note that ``name`` is not compared, and why."""
-        self.teller.say(str(error))
-        self.not_compared[name] = str(error)
+    @contextmanager
+    def or_left_out(self, name: str) -> Iterator[None]:
+        """A planner without a plan that fits, or an engine that cannot take the network, is noted with its reason: the
+        others are compared all the same."""
+        try:
+            yield
+        except (EngineFailed, PlanError) as error:
+            self.teller.say(f"{name} is not compared: {error}")
+            self.not_compared[name] = str(error).partition("\n")[0]  # below it, the plan that did not fit
+
+    def require_one(self, sessions: Sequence[object]) -> None:
+        """``PlanError`` with all their reasons if there is no session: engines alone are no comparison."""
+        if not sessions:
+            reasons = (f"{name}: {why}" for name, why in self.not_compared.items() if name not in self.task.missing)
+            raise PlanError(f"no planner has a plan to compare; {'; '.join(reasons)}")
 
     def rounds(self, contenders: Sequence[Contender], *, repeat: int = 1) -> dict[str, Result]:
         """Run them; where a worker or an engine is lost meanwhile, what all completed before. By name."""

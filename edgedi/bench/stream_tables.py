@@ -10,9 +10,16 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from edgedi.bench.numbers import Ratio, spread
+from edgedi.bench.numbers import spread
 from edgedi.bench.streams import THROUGHPUT, Row, StreamReport
-from edgedi.bench.words import SHARE_REMARK, computing_remarks, emulation_remarks, ended_remark
+from edgedi.bench.words import (
+    SHARE_REMARK,
+    computing_remarks,
+    emulation_remarks,
+    ended_remark,
+    not_compared_remarks,
+    ratio_text,
+)
 
 FORMAT = 1
 """Rises when a name or a meaning changes."""
@@ -40,14 +47,10 @@ def _cells(row: Row) -> list[str]:
         str(row.num_devices),
         f"{1 / found.median_s:.2f}",
         f"{1 / found.high_s:.2f}-{1 / found.low_s:.2f}",
-        *([_ratio(row.against_best)] if row.against_best else []),
+        *([ratio_text(row.against_best)] if row.against_best else []),
         f"{row.placement.rate_per_s:.2f}" if row.placement else "",
         f"{row.result.difference:.1e}",
     ]
-
-
-def _ratio(ratio: Ratio) -> str:
-    return f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
 def stream_remarks(report: StreamReport) -> Iterator[str]:
@@ -75,8 +78,7 @@ def stream_remarks(report: StreamReport) -> Iterator[str]:
         yield "Workers are not pinned by this command: it does not own them, or there are fewer cores than threads."
     if report.settings.share and not report.emulation:
         yield SHARE_REMARK
-    for engine, reason in report.not_compared.items():
-        yield f"Not compared: {engine}. {reason}"
+    yield from not_compared_remarks(report.not_compared)
 
 
 def _at_once(report: StreamReport) -> str:

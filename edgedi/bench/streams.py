@@ -21,7 +21,7 @@ from torch import Tensor
 from edgedi.bench.contenders import SessionContender
 from edgedi.bench.cores import deal
 from edgedi.bench.devices import Devices
-from edgedi.bench.engine_contender import EngineContender, EngineFailed
+from edgedi.bench.engine_contender import EngineContender
 from edgedi.bench.numbers import Ratio, times_as_fast
 from edgedi.bench.progress import Teller
 from edgedi.bench.report import Machine, Result
@@ -194,11 +194,15 @@ class _Streams(Run[StreamReport]):
 
     def _sessions(self, devices: Devices) -> list[StreamContender]:
         """One worker (of all the one that ``single`` takes), each planner's plan for latency with as many requests in
-        flight, and what throughput chooses."""
-        made = [self._session(ONE_WORKER, devices, "single", "latency")]
-        for planner in self.settings.planners:
-            made.append(self._session(f"{planner}, in flight", devices, planner, "latency"))
-        return [*made, self._session(THROUGHPUT, devices, self.settings.planners[0], THROUGHPUT)]
+        flight, and what throughput chooses: those of them with a plan that fits, at least one."""
+        planners = self.settings.planners
+        wanted = [(ONE_WORKER, "single", "latency"), *((f"{each}, in flight", each, "latency") for each in planners)]
+        made: list[StreamContender] = []
+        for name, planner, objective in (*wanted, (THROUGHPUT, planners[0], THROUGHPUT)):
+            with self.or_left_out(name):
+                made.append(self._session(name, devices, planner, objective))
+        self.require_one(made)
+        return made
 
     def _session(self, name: str, devices: Devices, planner: str, objective: str) -> StreamContender:
         count, inputs = self.settings.num_workers, self.task.inputs
@@ -214,10 +218,8 @@ class _Streams(Run[StreamReport]):
             return groups
         tensors = self.save_tensors()
         for name in names:
-            try:
+            with self.or_left_out(name):
                 groups += self._groups(name, tensors)
-            except EngineFailed as error:
-                self.leave_out(name, error)
         for group in groups:
             self.stack.callback(group.close)
         return groups

@@ -33,9 +33,14 @@ def like(wrong: str, names: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def ratio_text(ratio: Ratio) -> str:
-    """A ratio with its interval."""
-    return f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+def ratio_text(ratio: Ratio | None) -> str:
+    """A ratio with its interval; nothing where there was no base."""
+    return f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio else ""
+
+
+def percent(share: float | None) -> str:
+    """A share in whole per cent; nothing where there is none."""
+    return "" if share is None else f"{share:.0%}"
 
 
 def ranges(numbers: Sequence[int]) -> str:
@@ -69,8 +74,13 @@ def caveats(report: Report) -> Iterator[str]:
         yield SHARE_REMARK
     if report.settings.workers and report.singles:
         yield "The engines ran on this machine, the workers on theirs."
-    for engine, reason in report.not_compared.items():
-        yield f"Not compared: {engine}. {reason}"
+    yield from not_compared_remarks(report.not_compared)
+
+
+def not_compared_remarks(not_compared: Mapping[str, str]) -> Iterator[str]:
+    """Who has no part in the run, an engine or a planner, and why."""
+    for name, reason in not_compared.items():
+        yield f"Not compared: {name}. {reason}"
 
 
 def ended_remark(why: str) -> str:

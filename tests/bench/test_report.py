@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 
 from edgedi.bench.as_json import report_json
+from edgedi.bench.html import report_page
+from edgedi.bench.numbers import times_as_fast
 from edgedi.bench.report import Memory, link_bytes
-from edgedi.bench.tables import remarks
+from edgedi.bench.tables import planners_table, remarks
 from edgedi.bench.words import caveats, computing_remarks, megabytes, memory_remarks, ranges
 from edgedi.partition.plan.plan import Plan
 from tests.bench.reports import ENGINE, ENGINED, EQUAL, ONE, TWO, report, split
@@ -101,3 +103,18 @@ def test_what_a_reader_has_to_know_is_said():
     assert [line.split(",")[0] for line in memory_remarks(report())] == [
         "Peak memory of local-0: 800 MB resident", "Peak memory of local-1: 600 MB resident",
     ]  # fmt: skip
+
+
+def test_with_neither_one_worker_nor_an_engine_ratios_are_over_the_first_planner():
+    made = (split("oodp", "oodp", 2, TWO, ONE), split("equal", "equal", 2, EQUAL, ONE))
+    over = [replace(each, speedup=None, against_first=times_as_fast(each.result.seconds, TWO)) for each in made]
+    given = report(splits=tuple(over), singles=(), best=None, not_compared={"single": "it has no room"})
+    assert given.bases == ("oodp",)
+    assert [[ratio.median for ratio in each.ratios] for each in given.splits] == [
+        [1.0], [pytest.approx(0.8, abs=0.02)]
+    ]  # fmt: skip
+    assert [each.efficiency for each in given.splits] == [None, None]
+    assert "times oodp" in [column.header for column in planners_table(given).columns]
+    assert "Not compared: single. it has no room" in list(caveats(given))
+    page = report_page(given, report_json(given))
+    assert ["times oodp" in page, "Nothing on one device could be compared with." in page] == [True, True]
