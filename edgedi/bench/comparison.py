@@ -63,10 +63,9 @@ class _Comparison(Run[Report]):
         if self.settings.counts_warm:
             for engine in engines:
                 engine.rehearse_again()
-        results = self.rounds([*sessions, *engines], repeat=self.settings.repeat)
-        late_s = max(session.late_s() for session in sessions)
+        results = self.rounds(sessions, engines, repeat=self.settings.repeat)
         facts = [replace(known, spans=self._spans(each)) for known, each in zip(facts, sessions, strict=True)]
-        return self._put_together(devices, facts, engines, results, memory, widest.session.workers, late_s)
+        return self._put_together(devices, facts, engines, results, memory, widest.session.workers)
 
     def _spans(self, contender: SessionContender) -> tuple[Span, ...]:
         """One request traced; none where the run has ended early, or where this is what fails."""
@@ -107,7 +106,7 @@ class _Comparison(Run[Report]):
 
     def _session(self, name: str, planner: str, devices: Devices, count: int) -> SessionContender:
         session = self.open_session(name, planner, devices, count)
-        return SessionContender(name, session, [self.task.inputs], devices.clock)
+        return SessionContender(name, session, [self.task.inputs], devices.clock, emulated=bool(devices.emulation))
 
     def _engines(self) -> list[EngineContender]:
         names = self.engines_here()
@@ -129,12 +128,10 @@ class _Comparison(Run[Report]):
         results: dict[str, Result],
         memory: tuple[Memory, ...],
         workers: tuple[str, ...],
-        late_s: float,
     ) -> Report:
         singles = _singles(engines, results)
         best = min(singles, key=lambda single: single.result.spread.median_s, default=None)
         splits = tuple(_split(known, results, best.result if best else None) for known in facts)
-        complete = len(splits[0].result.seconds)
         return Report(
             settings=self.settings,
             machine=self.task.machine,
@@ -145,10 +142,10 @@ class _Comparison(Run[Report]):
             best=best.result.name if best else None,
             not_compared=self.not_compared,
             memory=memory,
-            disturbed=tuple(each for each in self.disturbed if each.round < complete),
+            disturbed=self.disturbed_of(len(splits[0].result.seconds)),
             ended=self.ended,
             emulation=devices.emulation,
-            late_s=late_s,
+            late_s=self.late_s,
         )
 
 

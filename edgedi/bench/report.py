@@ -79,12 +79,27 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Late:
+    """How far an emulated device was behind its own time at worst, while requests took ``taken_s``."""
+
+    late_s: float
+    taken_s: float
+
+    @property
+    def share(self) -> float:
+        """The part of their time that it was behind."""
+        return self.late_s / self.taken_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Disturbance:
-    """A round in which others had the processors: shares of all processor time of the round."""
+    """A round in which others had the processors, or an emulated device was late: shares of all processor time of the
+    round, and of the time that its requests took."""
 
     round: int
-    steal_share: float
-    foreign_share: float
+    steal_share: float = 0.0
+    foreign_share: float = 0.0
+    late_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +218,7 @@ class Report:
     ``not_compared`` says why, by engine or planner. ``ended`` says why the rounds ended before all were run, and is
     empty if they did not: then every contender has the complete rounds before that. ``emulation`` says what the devices
     are where they are not real, and stands beside every figure; ``late_s`` is how far behind their own time this
-    machine ever let them fall.
+    machine let them fall in the rounds.
     """
 
     settings: Settings

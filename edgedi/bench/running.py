@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from edgedi.bench.contenders import Contender, tensors_of
+from edgedi.bench.contenders import Contender, SessionContender, tensors_of
 from edgedi.bench.devices import Devices, start_devices
 from edgedi.bench.disturbances import reader, watched
 from edgedi.bench.engine_contender import EngineContender, EngineFailed, save_tensors
@@ -83,8 +83,8 @@ class Run(ABC, Generic[_Found]):
     def __init__(self, task: Task, stack: ExitStack, teller: Teller) -> None:
         self.task, self.settings, self.stack, self.teller = task, task.settings, stack, teller
         self.not_compared = dict(task.missing)
-        self.disturbed: list[Disturbance] = []
-        self.ended = ""
+        self.ended, self.late_s = "", 0.0
+        self._disturbed: list[Disturbance] = []
         self._process_ids: list[int] = []
         self._links: Links | None = None
 
@@ -158,17 +158,35 @@ class Run(ABC, Generic[_Found]):
             reasons = (f"{name}: {why}" for name, why in self.not_compared.items() if name not in self.task.missing)
             raise PlanError(f"no planner has a plan to compare; {'; '.join(reasons)}")
 
-    def rounds(self, contenders: Sequence[Contender], *, repeat: int = 1) -> dict[str, Result]:
+    def rounds(
+        self, sessions: Sequence[SessionContender], engines: Sequence[Contender], *, repeat: int = 1
+    ) -> dict[str, Result]:
         """Run them; where a worker or an engine is lost meanwhile, what all completed before. By name."""
+        contenders = [*sessions, *engines]
         told = self.teller.rounds(self.settings.rounds, f"measuring {len(contenders)} contenders in turn")
-        read = reader(self._process_ids) if not self.settings.workers else lambda: None
-        watching = watched(told, read, self.task.machine.num_cores, self.disturbed.append)
         try:
-            results = interleaved(contenders, [self.task.own], watching, repeat=repeat)
+            results = interleaved(contenders, [self.task.own], self._watched(told, sessions), repeat=repeat)
         except EndedEarly as error:
             self.ended, results = str(error), error.results
             self.teller.say(f"the run ended {error}")
         return {result.name: result for result in results}
+
+    def _watched(self, rounds: Iterator[int], sessions: Sequence[SessionContender]) -> Iterator[int]:
+        for session in sessions:
+            session.take_late()  # in requests that do not count
+        read = reader(self._process_ids) if not self.settings.workers else lambda: None
+        cores = self.task.machine.num_cores
+        yield from watched(rounds, read, cores, self._disturbed.append, lambda: self._late_share(sessions))
+
+    def _late_share(self, sessions: Sequence[SessionContender]) -> float:
+        """Of the request in the latest round in which a device was late by most of it."""
+        late = [each for session in sessions for each in session.take_late()]
+        self.late_s = max([self.late_s, *(each.late_s for each in late)])
+        return max((each.share for each in late), default=0.0)
+
+    def disturbed_of(self, complete: int) -> tuple[Disturbance, ...]:
+        """Which of the first rounds, that are ``complete``, were disturbed."""
+        return tuple(each for each in self._disturbed if each.round < complete)
 
 
 def run(kind: Callable[[Task, ExitStack, Teller], Run[_Found]], settings: Settings, teller: Teller) -> _Found:

@@ -15,6 +15,7 @@ from edgedi.bench.streams import THROUGHPUT, Row, StreamReport
 from edgedi.bench.words import (
     SHARE_REMARK,
     computing_remarks,
+    disturbed_remarks,
     emulation_remarks,
     ended_remark,
     not_compared_remarks,
@@ -72,6 +73,7 @@ def stream_remarks(report: StreamReport) -> Iterator[str]:
         yield ended_remark(report.ended)
     if report.machine.busy:
         yield report.machine.busy
+    yield from disturbed_remarks(report.disturbed, report.num_rounds, emulated=bool(report.emulation))
     if report.emulation:
         yield from emulation_remarks(report.emulation, report.late_s)
     elif not report.pinned:
@@ -109,6 +111,7 @@ def streams_json(report: StreamReport) -> str:
         "ended": report.ended,
         "emulation": report.emulation,
         "late_s": report.late_s,
+        "disturbed_rounds": [asdict(disturbance) for disturbance in report.disturbed],
     }
     return json.dumps(values, indent=1)
 

@@ -24,7 +24,7 @@ from edgedi.bench.devices import Devices
 from edgedi.bench.engine_contender import EngineContender
 from edgedi.bench.numbers import Ratio, times_as_fast
 from edgedi.bench.progress import Teller
-from edgedi.bench.report import Machine, Result
+from edgedi.bench.report import Disturbance, Machine, Result
 from edgedi.bench.running import Run, Task, run
 from edgedi.bench.settings import Settings
 from edgedi.partition.plan.placement import Placement
@@ -44,8 +44,10 @@ class StreamContender(SessionContender):
         inputs: Sequence[tuple[Any, ...]],
         count: int,
         clock: Callable[[], float] = time.perf_counter,
+        *,
+        emulated: bool = False,
     ) -> None:
-        super().__init__(name, session, inputs, clock)
+        super().__init__(name, session, inputs, clock, emulated=emulated)
         self._count = count
 
     def seconds(self, index: int) -> float:
@@ -54,7 +56,8 @@ class StreamContender(SessionContender):
         for answer in self.session.stream([self._inputs[index]] * self._count):
             self._answers[index] = answer
         taken_s = self._clock() - started_s
-        self.require_workers_answered()  # a replica that is lost between two streams fails no request
+        found = self.require_workers_answered()  # a replica that is lost between two streams fails no request
+        self._note_late(taken_s, found)
         return taken_s / self._count
 
 
@@ -129,7 +132,8 @@ class StreamReport:
     emulation: str = ""
     """What the devices are where they are not real: it stands beside every figure."""
     late_s: float = 0.0
-    """How far behind their own time this machine ever ran them."""
+    """How far behind their own time this machine ran them in the rounds."""
+    disturbed: tuple[Disturbance, ...] = ()
 
     @property
     def num_rounds(self) -> int:
@@ -162,7 +166,7 @@ class _Streams(Run[StreamReport]):
         workers = sessions[-1].session.workers
         if self.settings.counts_warm:
             self._rehearse_again(sessions, groups)
-        results = self.rounds([*sessions, *groups])
+        results = self.rounds(sessions, groups)
         alone = [results[group.name] for group in groups if group.num_devices == 1]
         best = min(alone, key=lambda result: result.spread.median_s, default=None)
         rows = [
@@ -181,7 +185,8 @@ class _Streams(Run[StreamReport]):
             not_compared=self.not_compared,
             ended=self.ended,
             emulation=devices.emulation,
-            late_s=max(session.late_s() for session in sessions),
+            late_s=self.late_s,
+            disturbed=self.disturbed_of(len(rows[0].result.seconds)),
         )
 
     def _rehearse_again(self, sessions: Sequence[StreamContender], groups: Sequence[EngineGroup]) -> None:
@@ -210,7 +215,9 @@ class _Streams(Run[StreamReport]):
         session = self.open_session(name, planner, devices, count, objective=objective, max_in_flight=in_flight)
         for _ in session.stream([inputs] * in_flight):  # the answers that are compared before a plan is trusted
             pass
-        return StreamContender(name, session, [inputs], self.settings.repeat, devices.clock)
+        return StreamContender(
+            name, session, [inputs], self.settings.repeat, devices.clock, emulated=bool(devices.emulation)
+        )
 
     def _engines(self) -> list[EngineGroup]:
         names, groups = self.engines_here(), list[EngineGroup]()

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from edgedi.bench.numbers import Ratio
-from edgedi.bench.report import Report
+from edgedi.bench.report import Disturbance, Report
 
 
 def milliseconds(seconds: float) -> str:
@@ -60,12 +60,7 @@ def caveats(report: Report) -> Iterator[str]:
         yield ended_remark(report.ended)
     if report.machine.busy:
         yield report.machine.busy
-    if report.disturbed:
-        rounds = ranges([disturbance.round + 1 for disturbance in report.disturbed])
-        yield (
-            f"In {len(report.disturbed)} of {report.num_rounds} rounds others had the processors (more than 2 % stolen "
-            f"or 5 % used by other programs); they are counted: {rounds}."
-        )
+    yield from disturbed_remarks(report.disturbed, report.num_rounds, emulated=bool(report.emulation))
     if report.emulation:
         yield from emulation_remarks(report.emulation, report.late_s)
     elif not report.pinned:
@@ -83,6 +78,17 @@ def not_compared_remarks(not_compared: Mapping[str, str]) -> Iterator[str]:
         yield f"Not compared: {name}. {reason}"
 
 
+def disturbed_remarks(disturbed: Sequence[Disturbance], num_rounds: int, *, emulated: bool) -> Iterator[str]:
+    """Which rounds were."""
+    if disturbed:
+        rounds = ranges([disturbance.round + 1 for disturbance in disturbed])
+        late = ", or a device was behind its own time by more than 2 % of a request" if emulated else ""
+        yield (
+            f"In {len(disturbed)} of {num_rounds} rounds others had the processors (more than 2 % stolen or 5 % used "
+            f"by other programs){late}; they are counted: {rounds}."
+        )
+
+
 def ended_remark(why: str) -> str:
     """Not to be overlooked: fewer rounds than were asked for."""
     return f"THE RUN ENDED EARLY {why}"
@@ -94,7 +100,10 @@ def emulation_remarks(emulation: str, late_s: float) -> Iterator[str]:
         f"{emulation}. A device's time is its processor time here, times its slowdown; an engine's is that of the "
         "fastest device."
     )
-    yield f"At worst a device was {milliseconds(late_s)} ms behind its own time, as this machine ran others."
+    yield (
+        f"In these rounds a device was at worst {milliseconds(late_s)} ms behind its own time, as this machine ran "
+        "others; it makes up for that until it next rests, so a request was later by that at most."
+    )
 
 
 def computing_remarks(workers: Sequence[str], computed_by: Mapping[str, Sequence[str]]) -> Iterator[str]:

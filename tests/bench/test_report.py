@@ -10,7 +10,7 @@ import pytest
 from edgedi.bench.as_json import report_json
 from edgedi.bench.html import report_page
 from edgedi.bench.numbers import times_as_fast
-from edgedi.bench.report import Memory, link_bytes
+from edgedi.bench.report import Disturbance, Memory, link_bytes
 from edgedi.bench.tables import planners_table, remarks
 from edgedi.bench.words import caveats, computing_remarks, megabytes, memory_remarks, ranges
 from edgedi.partition.plan.plan import Plan
@@ -103,6 +103,17 @@ def test_what_a_reader_has_to_know_is_said():
     assert [line.split(",")[0] for line in memory_remarks(report())] == [
         "Peak memory of local-0: 800 MB resident", "Peak memory of local-1: 600 MB resident",
     ]  # fmt: skip
+
+
+def test_rounds_in_which_a_device_was_late_are_said_where_devices_are_emulated():
+    late = (Disturbance(round=0, late_share=0.05), Disturbance(round=2, late_share=0.03))
+    said = list(caveats(report(disturbed=late, emulation="Emulated devices", late_s=0.0015)))
+    assert said[0].startswith("In 2 of 3 rounds others had the processors (")
+    assert said[0].endswith(
+        ", or a device was behind its own time by more than 2 % of a request; they are counted: 1, 3."
+    )
+    assert said[2].startswith("In these rounds a device was at worst 1.50 ms behind its own time")
+    assert json.loads(report_json(report(disturbed=late)))["disturbed_rounds"][0]["late_share"] == 0.05
 
 
 def test_with_neither_one_worker_nor_an_engine_ratios_are_over_the_first_planner():

@@ -69,7 +69,7 @@ def contenders(report: Report) -> Markup:
     see = (
         "Further left is faster. Every dot is one round, in which all contenders had their turn one after another; the "
         "box holds the middle half, the line is the median. Dots with a red ring are rounds in which other programs or "
-        "the hypervisor had the processors: they are counted like all others."
+        "the hypervisor had the processors, or an emulated device was late: they are counted like all others."
     )
     ratio = (
         "Ratios are medians of the ratios within each round, in brackets their 95 % interval. Efficiency is the "
