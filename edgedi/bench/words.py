@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from edgedi.bench.numbers import Ratio
 from edgedi.bench.report import Disturbance, Report
@@ -25,12 +24,6 @@ def megabytes(count: float) -> str:
 
 
 SHARE_REMARK = "The first worker is this process: it holds the input, and joins the answer on the same core."
-
-
-def like(wrong: str, names: Iterable[str]) -> str:
-    """What may have been meant, as the end of a sentence; nothing where no name is near."""
-    close = difflib.get_close_matches(wrong, list(names), n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def ratio_text(ratio: Ratio | None) -> str:
