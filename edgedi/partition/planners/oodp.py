@@ -22,7 +22,7 @@ from edgedi.partition.cost.profile import ClusterProfile
 from edgedi.partition.cost.settle import settled
 from edgedi.partition.graph.geometry import scale
 from edgedi.partition.graph.graph import LayerGraph
-from edgedi.partition.plan.plan import Plan, Segment
+from edgedi.partition.plan.plan import HOME, Plan, Segment
 from edgedi.partition.planners.baselines import equal, ocbp, oodp_greedy, proportional, single
 from edgedi.partition.planners.published import aofl, coedge, deepthings
 from edgedi.partition.search.by_rows import merged
@@ -48,7 +48,8 @@ OTHERWISE = 0.8
 def oodp(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = MAX_DEPTH) -> Plan:
     """The plan with the least predicted time of all candidates that the module's docstring names."""
     model = CostModel(graph, cluster)
-    return _explained(model, *_ranked(model, max_depth))[0]
+    ranked, unfit = _ranked(model, max_depth)
+    return _explained(model, ranked[:1], ranked, unfit)[0]
 
 
 def contenders(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = MAX_DEPTH) -> tuple[Plan, ...]:
@@ -60,7 +61,7 @@ def contenders(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = M
     model = CostModel(graph, cluster)
     ranked, unfit = _ranked(model, max_depth)
     if unfit is not None:
-        return _explained(model, ranked, unfit)
+        return _explained(model, ranked, ranked, unfit)
     quickest, alone = ranked[0], next(plan for plan in ranked if plan.planner == "single")
     chosen: list[Plan] = []
     for each in ranked:
@@ -70,7 +71,7 @@ def contenders(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = M
     missing = all(each.digest != alone.digest for each in chosen)
     if missing and alone.predicted_s <= AT_WORST * quickest.predicted_s and fits(graph, cluster, alone):
         chosen.append(alone)
-    return _explained(model, chosen, None, count=len(chosen))
+    return _explained(model, chosen, ranked, None)
 
 
 def _ranked(model: CostModel, max_depth: int) -> tuple[list[Plan], Plan | None]:
@@ -82,9 +83,17 @@ def _ranked(model: CostModel, max_depth: int) -> tuple[list[Plan], Plan | None]:
     return [fastest(model, [*found, *fitted(model, found[0])])], found[0]
 
 
-def _explained(model: CostModel, plans: Sequence[Plan], faster: Plan | None, *, count: int = 1) -> tuple[Plan, ...]:
-    """The first ``count`` of ``plans`` with their reasons."""
-    return tuple(explained(model, replace(each, planner="oodp"), faster=faster) for each in plans[:count])
+def _explained(
+    model: CostModel, plans: Sequence[Plan], ranked: Sequence[Plan], faster: Plan | None
+) -> tuple[Plan, ...]:
+    """``plans``, of all ``ranked``, with their reasons."""
+    split = next((each for each in ranked if _num_busy(each) > 1), None)
+    return tuple(explained(model, replace(each, planner="oodp"), faster=faster, split=split) for each in plans)
+
+
+def _num_busy(plan: Plan) -> int:
+    """How many workers do anything."""
+    return len({worker for segment in plan.segments for worker in segment.workers if worker != HOME})
 
 
 def _differs(one: Plan, other: Plan) -> bool:
