@@ -8,7 +8,9 @@ gathered, plans made without some of the workers are candidates too (``fewer``).
 
 The estimate lets borders move between segments almost for nothing. Small maps feel that (7 rows on 5 workers), so the
 same programme also runs with every segment cut in the same proportions, and the finished plans, those of the other
-planners among them, are compared by their settled price: no planner here is predicted to be faster than ``oodp``.
+planners among them, are compared by their settled price: of what one profile says, no planner here is predicted to be
+faster than ``oodp``. A session may yet end with a plan that another planner's prediction beats: it tries out
+``contenders``, plans predicted nearly alike, and keeps the one that was fastest.
 """
 
 from __future__ import annotations
