@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from edgedi.bench.contenders import SessionContender
+from edgedi.bench.contenders import SessionContender, require_nobody_left
 from edgedi.bench.cores import deal
 from edgedi.bench.devices import Devices
 from edgedi.bench.engine_contender import EngineContender
@@ -89,6 +89,7 @@ class _Comparison(Run[Report]):
         """Of all that are wanted, those with a plan that fits; at least one."""
         made: list[SessionContender] = []
         for name, planner, count in self._wanted():
+            require_nobody_left(made)
             with self.or_left_out(name):
                 made.append(self._session(name, planner, devices, count))
         self.require_one(made)

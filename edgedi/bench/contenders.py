@@ -128,6 +128,12 @@ class SessionContender:
         return Traffic(home_bytes=from_home + to_home, between_workers_bytes=max(0, by_workers - to_home))
 
 
+def require_nobody_left(open_already: Sequence[SessionContender]) -> None:
+    """``WorkerLost`` at once, where another session would only say after seconds that nobody answers."""
+    if open_already:
+        open_already[-1].require_workers_answered()
+
+
 def _sent(session: Session) -> tuple[int, int, int]:
     """Bytes so far: coordinator to workers, workers to coordinator, and all that workers sent to anybody."""
     statistics = session.statistics()

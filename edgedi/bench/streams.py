@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from edgedi.bench.contenders import SessionContender
+from edgedi.bench.contenders import SessionContender, require_nobody_left
 from edgedi.bench.cores import deal
 from edgedi.bench.devices import Devices
 from edgedi.bench.engine_contender import EngineContender
@@ -204,6 +204,7 @@ class _Streams(Run[StreamReport]):
         wanted = [(ONE_WORKER, "single", "latency"), *((f"{each}, in flight", each, "latency") for each in planners)]
         made: list[StreamContender] = []
         for name, planner, objective in (*wanted, (THROUGHPUT, planners[0], THROUGHPUT)):
+            require_nobody_left(made)
             with self.or_left_out(name):
                 made.append(self._session(name, devices, planner, objective))
         self.require_one(made)

@@ -20,6 +20,7 @@ from edgedi.bench.demo import SamePredictions
 from edgedi.bench.progress import Teller
 from edgedi.cli.bench import main
 from edgedi.partition.planners.by_name import planners
+from edgedi.runtime.session.session import Session
 from edgedi.runtime.worker.local_workers import LocalWorkers
 from tests.bench.html.reading import read
 
@@ -165,6 +166,31 @@ def test_a_worker_that_leaves_in_the_middle_leaves_a_partial_table(
     assert "THE RUN ENDED EARLY after 2 complete rounds" in " ".join(printed.out.split())
     assert "edgedi-bench: ended early after 2 complete rounds" in printed.err
     assert "THE RUN ENDED EARLY" in page.read_text(encoding="utf-8")
+
+
+def test_a_worker_that_leaves_before_the_rounds_is_named_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """And not after the seconds in which the next session would wait for its answer."""
+    ended, opened, made = LocalWorkers(2, threads=1), list[str](), running.distribute
+
+    def noted(*arguments: Any, **more: Any) -> Session:
+        session = made(*arguments, **more)
+        opened.append(more["planner"])
+        os.kill(ended.process_ids[1], signal.SIGKILL)
+        os.waitpid(ended.process_ids[1], 0)
+        assert len(session.statistics().workers) == 1
+        return session
+
+    monkeypatch.setattr(running, "distribute", noted)
+    options = ("--workers", ",".join(ended.addresses), "--planners", "equal", "--against", "none")
+    try:
+        assert main([*CHAIN, *options]) == 2
+    finally:
+        ended.stop()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "edgedi-bench: single: of its workers 0:local-0, 1:local-1 these have left: 1:local-1"
+    assert opened == ["single"]
 
 
 # --- what a user gets wrong -------------------------------------------------------------------------------------------
