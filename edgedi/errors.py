@@ -2,11 +2,14 @@
 
 A caller's wrong argument is a ``ValueError`` or ``TypeError``; everything else is an ``EdgediError``. Each says who,
 what and where, and what would be accepted. Foreign exceptions are mapped once, in the module that imports the library.
+
+At the end, words that errors of all rooms share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -80,3 +83,17 @@ class CompactionError(EdgediError):
     def __init__(self, reason: str, *, layer: str | None = None, best: Any = None, curve: Sequence[Any] = ()) -> None:
         self.layer, self.best, self.curve = layer, best, tuple(curve)
         super().__init__(reason + (f" (layer {layer})" if layer else ""))
+
+
+# --- words of errors --------------------------------------------------------------------------------------------------
+
+
+def like(wrong: str, names: Iterable[str]) -> str:
+    """What may have been meant, as the end of a sentence; nothing where no name is near."""
+    close = difflib.get_close_matches(wrong, list(names), n=3)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def install(extra: str) -> str:
+    """How to get what an extra of ours brings, whichever way edgedi itself was installed."""
+    return f"pip install 'edgedi[{extra}]' (in a checkout: pip install '.[{extra}]')"

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from edgedi.bench.demo import Demo
-from edgedi.bench.numbers import spread
+from edgedi.bench.numbers import Ratio, spread
 from edgedi.bench.report import Report, Result, Single, Split, link_bytes
 
 FORMAT = 2
@@ -57,6 +57,10 @@ def _result(result: Result) -> dict[str, Any]:
     return {**asdict(result), **asdict(spread(result.seconds))}
 
 
+def _ratio(ratio: Ratio | None) -> dict[str, float] | None:
+    return None if ratio is None else asdict(ratio)
+
+
 def _split(split: Split) -> dict[str, Any]:
     return {
         **_result(split.result),
@@ -71,8 +75,9 @@ def _split(split: Split) -> dict[str, Any]:
         "home_bytes": split.traffic.home_bytes,
         "between_workers_bytes": split.traffic.between_workers_bytes,
         "bytes_per_link": {f"{source} -> {target}": count for source, target, count in link_bytes(split)},
-        "times_as_fast_as_one_worker": asdict(split.speedup),
-        "times_as_fast_as_best_engine": asdict(split.against_best) if split.against_best else None,
+        "times_as_fast_as_one_worker": _ratio(split.speedup),
+        "times_as_fast_as_best_engine": _ratio(split.against_best),
+        "times_as_fast_as_first_planner": _ratio(split.against_first),
         "plan": str(split.plan),
     }
 
@@ -82,6 +87,6 @@ def _single(single: Single) -> dict[str, Any]:
         **_result(single.result),
         "version": single.version,
         "precision": single.precision,
-        "times_as_fast_as_one_worker": asdict(single.speedup),
+        "times_as_fast_as_one_worker": _ratio(single.speedup),
         "own_default": _single(single.own_default) if single.own_default else None,
     }

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from edgedi.bench.report import Memory, Traffic
+from edgedi.bench.report import Late, Memory, Traffic
 from edgedi.errors import WorkerLost
 from edgedi.runtime.session.session import Session
+from edgedi.runtime.session.statistics import SessionStatistics
 
 
 class Contender(Protocol):
@@ -34,7 +35,10 @@ def tensors_of(answer: Any) -> list[Tensor]:
 
 
 class SessionContender:
-    """A session, timed where its user stands: input and answer on the host."""
+    """A session, timed where its user stands: input and answer on the host.
+
+    On ``emulated`` devices it asks after each turn how late they were in it, which is not timed.
+    """
 
     def __init__(
         self,
@@ -42,9 +46,13 @@ class SessionContender:
         session: Session,
         inputs: Sequence[tuple[Any, ...]],
         clock: Callable[[], float] = time.perf_counter,
+        *,
+        emulated: bool = False,
     ) -> None:
         self.name = name
         self.session = session
+        self._emulated = emulated
+        self._late: list[Late] = []
         self._clock = clock
         self._inputs = inputs
         self._answers: dict[int, Any] = {}
@@ -57,14 +65,16 @@ class SessionContender:
         taken_s = self._clock() - started_s
         self._require_all_workers()
         self._answers[index] = answer
+        self._note_late(taken_s)
         return taken_s
 
     def answer(self, index: int) -> list[Tensor]:
         """See ``Contender``."""
         return tensors_of(self._answers[index])
 
-    def require_workers_answered(self) -> None:
-        """``WorkerLost`` if one has left, or this process answered in their place: the seconds are not theirs."""
+    def require_workers_answered(self) -> SessionStatistics:
+        """``WorkerLost`` if one has left, or this process answered in their place: the seconds are not theirs. What it
+        was judged by, as asking a second time would not tell how late devices were."""
         statistics = self.session.statistics()
         known = [f"{index}:{name}" for index, name in enumerate(self.session.workers)]
         gone = [name for name in known if name not in statistics.workers]
@@ -75,6 +85,7 @@ class SessionContender:
                 f"{self.name}: {statistics.local_answers} of {statistics.requests} requests were answered by this "
                 "process instead of the workers; the lines above say why"
             )
+        return statistics
 
     def _require_all_workers(self) -> None:
         """``WorkerLost`` if a worker that the plan had no use for is gone: these seconds are of another plan."""
@@ -82,9 +93,16 @@ class SessionContender:
         if left != self._num_workers:
             raise WorkerLost(f"{self.name} was planned anew for {left} of {self._num_workers} workers: one has left")
 
-    def late_s(self) -> float:
-        """See ``late_s``."""
-        return late_s(self.session)
+    def take_late(self) -> list[Late]:
+        """How late devices were in each turn since this was last called."""
+        taken, self._late = self._late, []
+        return taken
+
+    def _note_late(self, taken_s: float, statistics: SessionStatistics | None = None) -> None:
+        if self._emulated:
+            told = (statistics or self.session.statistics()).workers.values()
+            late_s = max((float(values["late_s"]) for values in told), default=0.0)
+            self._late.append(Late(late_s=late_s, taken_s=taken_s))
 
     def memory(self) -> tuple[Memory, ...]:
         """The memory of every worker that is there, as the workers tell it."""
@@ -110,10 +128,10 @@ class SessionContender:
         return Traffic(home_bytes=from_home + to_home, between_workers_bytes=max(0, by_workers - to_home))
 
 
-def late_s(session: Session) -> float:
-    """How far emulated devices fell behind their own time since they were set up, at worst."""
-    told = session.statistics().workers.values()
-    return max((float(values["late_s"]) for values in told), default=0.0)
+def require_nobody_left(open_already: Sequence[SessionContender]) -> None:
+    """``WorkerLost`` at once, where another session would only say after seconds that nobody answers."""
+    if open_already:
+        open_already[-1].require_workers_answered()
 
 
 def _sent(session: Session) -> tuple[int, int, int]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from edgedi.errors import install
+
 NUM_TEST = 360
 EPOCHS = 10
 _BATCH = 64
@@ -25,7 +27,7 @@ class Digits:
 
 def need_demo_extra(error: ImportError) -> ValueError:
     """What to tell who lacks a library that only the demo needs."""
-    return ValueError(f"the demo needs {error.name}: pip install 'edgedi[demo]'")
+    return ValueError(f"the demo needs {error.name}: {install('demo')}")
 
 
 def load_digits() -> Digits:

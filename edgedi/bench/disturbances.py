@@ -1,7 +1,8 @@
-"""Which rounds others disturbed: processor time that the hypervisor took, or that programs not of this run used.
+"""Which rounds others disturbed: processor time that the hypervisor took, or that programs not of this run used; and
+emulated devices that this machine let fall behind their own time.
 
 Marked, never dropped: whoever reads the times decides what to think of them. From the counters of Linux; elsewhere, and
-where workers are on other machines, no round is marked.
+where workers are on other machines, no round is marked for it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgedi.bench.report import Disturbance
@@ -18,6 +19,8 @@ MOST_STEAL_SHARE = 0.02
 MOST_FOREIGN_SHARE = 0.05
 """Of all processor time of a round: above these it is marked."""
 LOOK_S = 1.0
+MOST_LATE_SHARE = 0.02
+"""Of what a request took: a round in which a device was later is marked."""
 _LEAST_S = 0.03
 """The counters tick every 10 ms: less than three ticks say nothing."""
 _TICKS_PER_S = float(os.sysconf("SC_CLK_TCK")) if hasattr(os, "sysconf") else 100.0
@@ -45,8 +48,17 @@ def process_seconds(stat: str, ticks_per_s: float) -> float:
     return (int(fields[11]) + int(fields[12])) / ticks_per_s
 
 
-def judged(number: int, before: Reading, after: Reading, num_cores: int) -> Disturbance | None:
-    """The disturbance of round ``number``; ``None`` where there was none worth a mark."""
+def judged(
+    number: int, before: Reading | None, after: Reading | None, num_cores: int, late_share: float = 0.0
+) -> Disturbance | None:
+    """The disturbance of round ``number``; ``None`` where there was none worth a mark, or nothing is known."""
+    by_others = _by_others(number, before, after, num_cores) if before is not None and after is not None else None
+    if late_share <= MOST_LATE_SHARE:
+        return by_others
+    return replace(by_others or Disturbance(round=number), late_share=late_share)
+
+
+def _by_others(number: int, before: Reading, after: Reading, num_cores: int) -> Disturbance | None:
     total_s, steal_s, foreign_s = _taken(before, after, num_cores)
     stolen = steal_s >= max(_LEAST_S, MOST_STEAL_SHARE * total_s)
     foreign = foreign_s >= max(_LEAST_S, MOST_FOREIGN_SHARE * total_s)
@@ -74,17 +86,20 @@ def others_share(read: Callable[[], Reading | None], num_cores: int, pause: Call
 
 
 def watched(
-    rounds: Iterable[int], read: Callable[[], Reading | None], num_cores: int, note: Callable[[Disturbance], None]
+    rounds: Iterable[int],
+    read: Callable[[], Reading | None],
+    num_cores: int,
+    note: Callable[[Disturbance], None],
+    late_share: Callable[[], float] = lambda: 0.0,
 ) -> Iterator[int]:
-    """``rounds``, with a reading around each; ``note`` hears of those that were disturbed."""
+    """``rounds``, with a reading around each and one of ``late_share`` after it; ``note`` hears of those that were
+    disturbed."""
     for number in rounds:
         before = read()
         yield number
-        after = read()
-        if before is not None and after is not None:
-            found = judged(number, before, after, num_cores)
-            if found is not None:
-                note(found)
+        found = judged(number, before, read(), num_cores, late_share())
+        if found is not None:
+            note(found)
 
 
 def reader(process_ids: Sequence[int]) -> Callable[[], Reading | None]:

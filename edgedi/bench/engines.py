@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from edgedi.errors import install
 from edgedi.runtime.kernels.onnxruntime_graph import quiet_onnxruntime
 from edgedi.runtime.kernels.openvino_graph import quiet_openvino
 
@@ -132,4 +133,4 @@ def what_is_missing(engine: str) -> str | None:
         return None if found else "torch.compile needs a C++ compiler: install g++"
     needed = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnx")}.get(engine, ())
     lacking = [module for module in needed if importlib.util.find_spec(module) is None]
-    return f"{' and '.join(lacking)} not installed: pip install 'edgedi[{engine}]'" if lacking else None
+    return f"{' and '.join(lacking)} not installed: {install(engine)}" if lacking else None

@@ -7,12 +7,12 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from edgedi.bench.words import like
+from edgedi.errors import like
 
 SEED = 0
 _SHORT = {"torchvision": "torchvision.models"}
@@ -27,7 +27,7 @@ def load_network(name: str) -> nn.Module:
     """
     network = result_of(name, "--model")
     if not isinstance(network, nn.Module):
-        raise ValueError(f"--model {name}: it returned a {type(network).__name__}, not a torch.nn.Module")
+        raise ValueError(f"--model {name}: it returned {_type_of(network)}, not a torch.nn.Module")
     return network.eval()
 
 
@@ -46,7 +46,8 @@ def _find(name: str, option: str) -> Callable[[], Any]:
     module_name, _, attribute = name.partition(":")
     forms = "torchvision:NAME or module:callable" if option == "--model" else "module:callable"
     if not module_name or not attribute:
-        raise ValueError(f"{option} {name!r}: write {forms}")
+        near = _in_torchvision(name) if option == "--model" else ""
+        raise ValueError(f"{option} {name!r}: write {forms}{near}")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     module_name = _SHORT.get(module_name, module_name)
@@ -56,11 +57,27 @@ def _find(name: str, option: str) -> Callable[[], Any]:
         near = like(module_name, (found.name for found in pkgutil.iter_modules()))
         reason = f"{type(error).__name__}: {error}{near if isinstance(error, ImportError) else ''}"
         raise ValueError(f"{option} {name}: module {module_name} does not import: {reason}") from error
-    found = getattr(module, attribute, None)
-    if not callable(found):
+    if not hasattr(module, attribute):
         near = like(attribute, (each for each in dir(module) if not each.startswith("_")))
-        raise ValueError(f"{option} {name}: {module_name} has no callable {attribute!r}{near}")
-    return found
+        raise ValueError(f"{option} {name}: {module_name} has no {attribute!r}{near}")
+    found = getattr(module, attribute)
+    if not callable(found):
+        raise ValueError(f"{option} {name}: {attribute!r} of {module_name} is {_type_of(found)}, not callable")
+    return cast(Callable[[], Any], found)
+
+
+def _type_of(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _in_torchvision(name: str) -> str:
+    """Whether a name without a module is one of torchvision's, as the end of a sentence."""
+    try:
+        known = callable(getattr(importlib.import_module(_SHORT["torchvision"]), name, None))
+    except Exception:  # it is optional, and one that is broken is not what is asked about
+        return ""
+    return f"; did you mean torchvision:{name}?" if known else ""
 
 
 def random_input(shape: tuple[int, ...]) -> Tensor:

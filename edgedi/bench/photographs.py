@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from edgedi.bench.digits import need_demo_extra
+from edgedi.errors import install
 
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -18,7 +19,7 @@ def load_photographs(size: int = 224) -> dict[str, Tensor]:
         bundled = load_sample_images()
     except ImportError as error:  # scikit-learn itself, or the reader of JPEG that it looks for
         if error.name is None:
-            raise ValueError(f"the demo needs pillow: pip install 'edgedi[demo]' ({error})") from error
+            raise ValueError(f"the demo needs pillow: {install('demo')} ({error})") from error
         raise need_demo_extra(error) from error
     names = [name.replace("\\", "/").rpartition("/")[2] for name in bundled.filenames]
     return {name: _prepare(torch.tensor(image), size) for name, image in zip(names, bundled.images, strict=True)}

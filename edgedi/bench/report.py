@@ -79,12 +79,27 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Late:
+    """How far an emulated device was behind its own time at worst, while requests took ``taken_s``."""
+
+    late_s: float
+    taken_s: float
+
+    @property
+    def share(self) -> float:
+        """The part of their time that it was behind."""
+        return self.late_s / self.taken_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Disturbance:
-    """A round in which others had the processors: shares of all processor time of the round."""
+    """A round in which others had the processors, or an emulated device was late: shares of all processor time of the
+    round, and of the time that its requests took."""
 
     round: int
-    steal_share: float
-    foreign_share: float
+    steal_share: float = 0.0
+    foreign_share: float = 0.0
+    late_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,13 +133,17 @@ class Split:
     plan: Plan
     programs: ProgramSet
     traffic: Traffic
-    speedup: Ratio
+    speedup: Ratio | None
+    """Over one worker; ``None`` where no plan for one fits."""
     against_best: Ratio | None
+    """Over the best engine, if there is one."""
     computed_by: tuple[str, ...]
     """What each worker let compute its layers: torch, and which engines how many chains of them."""
     layer_s: tuple[Mapping[str, float], ...] = ()
     spans: tuple[Span, ...] = ()
     """What every participant did during one request, traced after the rounds."""
+    against_first: Ratio | None = None
+    """Over the first planner, where there is neither one worker nor an engine."""
 
     @property
     def num_workers(self) -> int:
@@ -163,9 +182,19 @@ class Split:
         return times_as_fast(self.result.seconds, (self.bound_s,) * len(self.result.seconds))
 
     @property
-    def efficiency(self) -> float:
-        """The speedup for each worker given: over the best engine where there is one, else over one worker."""
-        return (self.against_best or self.speedup).median / self.num_workers
+    def ratios(self) -> tuple[Ratio, ...]:
+        """How many times as fast it was, over each of the report's ``bases``."""
+        return tuple(ratio for ratio in (self.speedup, self.against_best, self.against_first) if ratio)
+
+    @property
+    def over_one_device(self) -> Ratio | None:
+        """The speedup over the best engine where there is one, else over one worker, if it could be compared."""
+        return self.against_best or self.speedup
+
+    @property
+    def efficiency(self) -> float | None:
+        """That speedup for each worker given."""
+        return self.over_one_device.median / self.num_workers if self.over_one_device else None
 
     @property
     def off_by(self) -> float:
@@ -186,7 +215,7 @@ class Single:
     result: Result
     version: str
     precision: str
-    speedup: Ratio
+    speedup: Ratio | None
     own_default: Single | None = None
 
 
@@ -194,10 +223,10 @@ class Single:
 class Report:
     """Everything that one run found.
 
-    ``not_compared`` says why, by engine. ``ended`` says why the rounds ended before all were run, and is empty if they
-    did not: then every contender has the complete rounds before that. ``emulation`` says what the devices are where
-    they are not real, and stands beside every figure; ``late_s`` is how far behind their own time this machine ever
-    let them fall.
+    ``not_compared`` says why, by engine or planner. ``ended`` says why the rounds ended before all were run, and is
+    empty if they did not: then every contender has the complete rounds before that. ``emulation`` says what the devices
+    are where they are not real, and stands beside every figure; ``late_s`` is how far behind their own time this
+    machine let them fall in the rounds.
     """
 
     settings: Settings
@@ -218,6 +247,13 @@ class Report:
     def num_rounds(self) -> int:
         """Rounds that every contender completed."""
         return len(self.splits[0].result.seconds)
+
+    @property
+    def bases(self) -> tuple[str, ...]:
+        """What the ``ratios`` of every split are over."""
+        one = ("1 worker",) if self.splits[0].speedup else ()
+        best = (self.best,) if self.best else ()
+        return (*one, *best) or (self.splits[0].result.name,)
 
     @property
     def computed_by(self) -> dict[str, tuple[str, ...]]:

@@ -10,9 +10,17 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from edgedi.bench.numbers import Ratio, spread
+from edgedi.bench.numbers import spread
 from edgedi.bench.streams import THROUGHPUT, Row, StreamReport
-from edgedi.bench.words import SHARE_REMARK, computing_remarks, emulation_remarks, ended_remark
+from edgedi.bench.words import (
+    SHARE_REMARK,
+    computing_remarks,
+    disturbed_remarks,
+    emulation_remarks,
+    ended_remark,
+    not_compared_remarks,
+    ratio_text,
+)
 
 FORMAT = 1
 """Rises when a name or a meaning changes."""
@@ -40,14 +48,10 @@ def _cells(row: Row) -> list[str]:
         str(row.num_devices),
         f"{1 / found.median_s:.2f}",
         f"{1 / found.high_s:.2f}-{1 / found.low_s:.2f}",
-        *([_ratio(row.against_best)] if row.against_best else []),
+        *([ratio_text(row.against_best)] if row.against_best else []),
         f"{row.placement.rate_per_s:.2f}" if row.placement else "",
         f"{row.result.difference:.1e}",
     ]
-
-
-def _ratio(ratio: Ratio) -> str:
-    return f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
 def stream_remarks(report: StreamReport) -> Iterator[str]:
@@ -69,14 +73,14 @@ def stream_remarks(report: StreamReport) -> Iterator[str]:
         yield ended_remark(report.ended)
     if report.machine.busy:
         yield report.machine.busy
+    yield from disturbed_remarks(report.disturbed, report.num_rounds, emulated=bool(report.emulation))
     if report.emulation:
         yield from emulation_remarks(report.emulation, report.late_s)
     elif not report.pinned:
         yield "Workers are not pinned by this command: it does not own them, or there are fewer cores than threads."
     if report.settings.share and not report.emulation:
         yield SHARE_REMARK
-    for engine, reason in report.not_compared.items():
-        yield f"Not compared: {engine}. {reason}"
+    yield from not_compared_remarks(report.not_compared)
 
 
 def _at_once(report: StreamReport) -> str:
@@ -107,6 +111,7 @@ def streams_json(report: StreamReport) -> str:
         "ended": report.ended,
         "emulation": report.emulation,
         "late_s": report.late_s,
+        "disturbed_rounds": [asdict(disturbance) for disturbance in report.disturbed],
     }
     return json.dumps(values, indent=1)
 

@@ -8,7 +8,6 @@ Emulated devices share nothing: there one process is timed, and its rate counts 
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,24 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from edgedi.bench.comparison import missing_engines, own_answer
-from edgedi.bench.contenders import Contender, SessionContender
+from edgedi.bench.contenders import SessionContender, require_nobody_left
 from edgedi.bench.cores import deal
-from edgedi.bench.devices import Devices, start_devices
-from edgedi.bench.engine_contender import EngineContender, EngineFailed, save_tensors
-from edgedi.bench.machine import this_machine
-from edgedi.bench.measuring import EndedEarly, interleaved
-from edgedi.bench.networks import load_network, random_input
+from edgedi.bench.devices import Devices
+from edgedi.bench.engine_contender import EngineContender
 from edgedi.bench.numbers import Ratio, times_as_fast
 from edgedi.bench.progress import Teller
-from edgedi.bench.report import Machine, Result
+from edgedi.bench.report import Disturbance, Machine, Result
+from edgedi.bench.running import Run, Task, run
 from edgedi.bench.settings import Settings
-from edgedi.partition.cost.profile import Links
 from edgedi.partition.plan.placement import Placement
 from edgedi.partition.throughput.dealing import default_in_flight
-from edgedi.runtime.session.distribute import distribute
 from edgedi.runtime.session.session import Session
 
 ONE_WORKER, THROUGHPUT = "one worker", "throughput"
@@ -50,8 +44,10 @@ class StreamContender(SessionContender):
         inputs: Sequence[tuple[Any, ...]],
         count: int,
         clock: Callable[[], float] = time.perf_counter,
+        *,
+        emulated: bool = False,
     ) -> None:
-        super().__init__(name, session, inputs, clock)
+        super().__init__(name, session, inputs, clock, emulated=emulated)
         self._count = count
 
     def seconds(self, index: int) -> float:
@@ -60,7 +56,8 @@ class StreamContender(SessionContender):
         for answer in self.session.stream([self._inputs[index]] * self._count):
             self._answers[index] = answer
         taken_s = self._clock() - started_s
-        self.require_workers_answered()  # a replica that is lost between two streams fails no request
+        found = self.require_workers_answered()  # a replica that is lost between two streams fails no request
+        self._note_late(taken_s, found)
         return taken_s / self._count
 
 
@@ -135,7 +132,8 @@ class StreamReport:
     emulation: str = ""
     """What the devices are where they are not real: it stands beside every figure."""
     late_s: float = 0.0
-    """How far behind their own time this machine ever ran them."""
+    """How far behind their own time this machine ran them in the rounds."""
+    disturbed: tuple[Disturbance, ...] = ()
 
     @property
     def num_rounds(self) -> int:
@@ -149,52 +147,26 @@ class StreamReport:
 
 
 def run_streams(settings: Settings, teller: Teller) -> StreamReport:
-    """Do it. ``ValueError`` for what the settings get wrong, ``EdgediError`` for workers, capture and engines."""
-    machine = this_machine()
-    if machine.busy:
-        teller.say(machine.busy)
-    missing = missing_engines(settings)
-    teller.say(f"loading {settings.model}")
-    network = load_network(settings.model)
-    inputs = tuple(random_input(shape) for shape in settings.shapes)
-    own = own_answer(network, inputs, settings)
-    with ExitStack() as stack:
-        stack.callback(teller.say, "ending workers and engines")
-        return _Run(settings, machine, network, inputs, stack, teller, missing).report(own)
+    """See ``run``."""
+    return run(_Streams, settings, teller)
 
 
-class _Run:
-    """What lives while streams are measured; ``stack`` ends it."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        machine: Machine,
-        network: nn.Module,
-        inputs: tuple[Tensor, ...],
-        stack: ExitStack,
-        teller: Teller,
-        missing: dict[str, str],
-    ) -> None:
-        self._settings, self._machine, self._network, self._inputs = settings, machine, network, inputs
-        self._stack, self._teller = stack, teller
-        self._not_compared = dict(missing)
-        self._cores = deal(1 if settings.testbed else settings.num_workers, settings.threads)
+class _Streams(Run[StreamReport]):
+    def __init__(self, task: Task, stack: ExitStack, teller: Teller) -> None:
+        super().__init__(task, stack, teller)
+        self._cores = deal(1 if self.settings.testbed else self.settings.num_workers, self.settings.threads)
         """Of the engine's processes; dealt before anybody is pinned."""
-        self._ended = ""
 
-    def report(self, own: list[Tensor]) -> StreamReport:
-        """Start everybody, run the rounds, put the numbers together."""
-        settings = self._settings
-        devices = start_devices(settings, self._stack, self._teller)
+    def report(self) -> StreamReport:
+        """See ``Run``."""
+        devices = self.start_devices()
         sessions, groups = self._sessions(devices), self._engines()
-        contenders: list[Contender] = [*sessions, *groups]
         placements = {session.name: session.session.placement for session in sessions}
         computed_by = {session.name: session.computed_by() for session in sessions}
         workers = sessions[-1].session.workers
-        if settings.counts_warm:
+        if self.settings.counts_warm:
             self._rehearse_again(sessions, groups)
-        results = {result.name: result for result in self._rounds(contenders, own)}
+        results = self.rounds(sessions, groups)
         alone = [results[group.name] for group in groups if group.num_devices == 1]
         best = min(alone, key=lambda result: result.spread.median_s, default=None)
         rows = [
@@ -203,80 +175,67 @@ class _Run:
         ]
         rows += [_row(results[group.name], group.num_devices, best) for group in groups]
         return StreamReport(
-            settings=settings,
-            machine=self._machine,
+            settings=self.settings,
+            machine=self.task.machine,
             workers=workers,
             pinned=devices.pinned,
-            in_flight=default_in_flight(settings.num_workers, THROUGHPUT),
+            in_flight=default_in_flight(self.settings.num_workers, THROUGHPUT),
             rows=tuple(rows),
             best=best.name if best else None,
-            not_compared=self._not_compared,
-            ended=self._ended,
+            not_compared=self.not_compared,
+            ended=self.ended,
             emulation=devices.emulation,
-            late_s=max(session.late_s() for session in sessions),
+            late_s=self.late_s,
+            disturbed=self.disturbed_of(len(rows[0].result.seconds)),
         )
 
     def _rehearse_again(self, sessions: Sequence[StreamContender], groups: Sequence[EngineGroup]) -> None:
         """Engines and programs at another moment each: the shorter counts."""
-        self._teller.say("rehearsing once more")
+        self.teller.say("rehearsing once more")
         for session in sessions:
             session.session.layer_seconds()
         for group in groups:
             group.rehearse_again()
 
-    def _rounds(self, contenders: Sequence[Contender], own: list[Tensor]) -> list[Result]:
-        """Run them; where a worker or an engine is lost meanwhile, what all completed before."""
-        told = self._teller.rounds(self._settings.rounds, f"measuring {len(contenders)} contenders in turn")
-        try:
-            return interleaved(contenders, [own], told)
-        except EndedEarly as error:
-            self._ended = str(error)
-            self._teller.say(f"the run ended {error}")
-            return error.results
-
     def _sessions(self, devices: Devices) -> list[StreamContender]:
         """One worker (of all the one that ``single`` takes), each planner's plan for latency with as many requests in
-        flight, and what throughput chooses."""
-        made = [self._session(ONE_WORKER, devices, "single", "latency")]
-        links = made[0].session.links
-        for planner in self._settings.planners:
-            made.append(self._session(f"{planner}, in flight", devices, planner, "latency", links))
-        return [*made, self._session(THROUGHPUT, devices, self._settings.planners[0], THROUGHPUT, links)]
+        flight, and what throughput chooses: those of them with a plan that fits, at least one."""
+        planners = self.settings.planners
+        wanted = [(ONE_WORKER, "single", "latency"), *((f"{each}, in flight", each, "latency") for each in planners)]
+        made: list[StreamContender] = []
+        for name, planner, objective in (*wanted, (THROUGHPUT, planners[0], THROUGHPUT)):
+            require_nobody_left(made)
+            with self.or_left_out(name):
+                made.append(self._session(name, devices, planner, objective))
+        self.require_one(made)
+        return made
 
-    def _session(
-        self, name: str, devices: Devices, planner: str, objective: str, links: Links | None = None
-    ) -> StreamContender:
-        """Links are measured by the first one, for all."""
-        in_flight = default_in_flight(self._settings.num_workers, THROUGHPUT)
-        session = distribute(
-            self._network, self._inputs, devices.addresses, planner=planner, objective=objective, links=links,
-            local=devices.share, key=devices.key, max_in_flight=in_flight, allow_local=False, rebalance=False,
-            progress=self._teller.about(name),
-        )  # fmt: skip
-        self._stack.enter_context(session)
-        for _ in session.stream([self._inputs] * in_flight):  # the answers that are compared before a plan is trusted
+    def _session(self, name: str, devices: Devices, planner: str, objective: str) -> StreamContender:
+        count, inputs = self.settings.num_workers, self.task.inputs
+        in_flight = default_in_flight(count, THROUGHPUT)
+        session = self.open_session(name, planner, devices, count, objective=objective, max_in_flight=in_flight)
+        for _ in session.stream([inputs] * in_flight):  # the answers that are compared before a plan is trusted
             pass
-        return StreamContender(name, session, [self._inputs], self._settings.repeat, devices.clock)
+        return StreamContender(
+            name, session, [inputs], self.settings.repeat, devices.clock, emulated=bool(devices.emulation)
+        )
 
     def _engines(self) -> list[EngineGroup]:
-        names = [name for name in self._settings.wanted_engines if name not in self._not_compared]
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="edgedi-bench-")))
-        tensors = save_tensors(self._network, [self._inputs], folder) if names else folder
-        groups = []
+        names, groups = self.engines_here(), list[EngineGroup]()
+        if not names:
+            return groups
+        tensors = self.save_tensors()
         for name in names:
-            try:
+            with self.or_left_out(name):
                 groups += self._groups(name, tensors)
-            except EngineFailed as error:
-                self._teller.say(str(error))
-                self._not_compared[name] = str(error)
         for group in groups:
-            self._stack.callback(group.close)
+            self.stack.callback(group.close)
         return groups
 
     def _groups(self, name: str, tensors: Path) -> list[EngineGroup]:
         """The engine on one device, and on all of them at once."""
-        testbed, several, count = self._settings.testbed, self._settings.num_workers, self._settings.repeat
-        engines = [self._start(name, tensors, cores) for cores in self._cores]
+        testbed, several, count = self.settings.testbed, self.settings.num_workers, self.settings.repeat
+        engines = [self.start_engine(name, tensors, cores) for cores in self._cores]
         alone, together = EngineGroup(name, engines[:1], count), f"{name}, {several} at once"
         if several == 1:
             return [alone]
@@ -284,17 +243,6 @@ class _Run:
             return [alone, EngineGroup(together, engines, count)]
         speeds = [testbed.least_slowdown / device.speed.slowdown for device in testbed.devices]
         return [alone, EmulatedGroup(together, engines[0], count, speeds)]
-
-    def _start(self, name: str, tensors: Path, cores: Sequence[int]) -> EngineContender:
-        settings = self._settings
-        self._teller.say(f"{name}: preparing, in a process of its own")
-        engine = EngineContender(
-            name, settings.model, tensors, cores, settings.threads,
-            slowdown=settings.slowdown, warm=settings.counts_warm,
-        )  # fmt: skip
-        self._stack.callback(engine.close)
-        engine.wait()
-        return engine
 
 
 def _devices(placement: Placement) -> int:

@@ -10,7 +10,7 @@ from rich.table import Table
 from edgedi.bench.demo import Demo, Row
 from edgedi.bench.numbers import spread, times_as_fast
 from edgedi.bench.report import Report, Single, Split
-from edgedi.bench.words import caveats, computing_remarks, memory_remarks, milliseconds, ratio_text
+from edgedi.bench.words import caveats, computing_remarks, memory_remarks, milliseconds, percent, ratio_text
 
 
 def _table(title: str, first: str, heads: tuple[str, ...]) -> Table:
@@ -77,14 +77,13 @@ def demo_remarks(demo: Demo) -> Iterator[str]:
 
 
 def planners_table(report: Report) -> Table:
-    """One row for each planner; the first, one worker alone, is the base."""
+    """One row for each planner; the first is one worker alone, wherever it could be compared."""
     settings = report.settings
     title = f"{settings.model}, {len(report.workers)} workers; milliseconds over {report.num_rounds} interleaved rounds"
     title += f"\n{report.emulation}" if report.emulation else ""
-    best = (f"times {report.best}",) if report.best else ()
     heads = (
-        "median", "min", "middle half", "times 1 worker", *best, "efficiency", "bound", "of the bound", "predicted",
-        "off by", "kB", "difference",
+        "median", "min", "middle half", *(f"times {base}" for base in report.bases), "efficiency", "bound",
+        "of the bound", "predicted", "off by", "kB", "difference",
     )  # fmt: skip
     table = _table(title, "planner", heads)
     for split in report.splits:
@@ -93,13 +92,11 @@ def planners_table(report: Report) -> Table:
 
 
 def _split_cells(split: Split) -> list[str]:
-    against = [ratio_text(split.against_best)] if split.against_best else []
     return [
         split.result.name,
         *_times(split.result.seconds),
-        ratio_text(split.speedup),
-        *against,
-        f"{split.efficiency:.0%}",
+        *map(ratio_text, split.ratios),
+        percent(split.efficiency),
         milliseconds(split.bound_s),
         f"{split.share_of_bound.median:.0%}",
         milliseconds(split.plan.predicted_s),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from edgedi.bench.numbers import Ratio
-from edgedi.bench.report import Report
+from edgedi.bench.report import Disturbance, Report
 
 
 def milliseconds(seconds: float) -> str:
@@ -27,15 +26,14 @@ def megabytes(count: float) -> str:
 SHARE_REMARK = "The first worker is this process: it holds the input, and joins the answer on the same core."
 
 
-def like(wrong: str, names: Iterable[str]) -> str:
-    """What may have been meant, as the end of a sentence; nothing where no name is near."""
-    close = difflib.get_close_matches(wrong, list(names), n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+def ratio_text(ratio: Ratio | None) -> str:
+    """A ratio with its interval; nothing where there was no base."""
+    return f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio else ""
 
 
-def ratio_text(ratio: Ratio) -> str:
-    """A ratio with its interval."""
-    return f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+def percent(share: float | None) -> str:
+    """A share in whole per cent; nothing where there is none."""
+    return "" if share is None else f"{share:.0%}"
 
 
 def ranges(numbers: Sequence[int]) -> str:
@@ -55,12 +53,7 @@ def caveats(report: Report) -> Iterator[str]:
         yield ended_remark(report.ended)
     if report.machine.busy:
         yield report.machine.busy
-    if report.disturbed:
-        rounds = ranges([disturbance.round + 1 for disturbance in report.disturbed])
-        yield (
-            f"In {len(report.disturbed)} of {report.num_rounds} rounds others had the processors (more than 2 % stolen "
-            f"or 5 % used by other programs); they are counted: {rounds}."
-        )
+    yield from disturbed_remarks(report.disturbed, report.num_rounds, emulated=bool(report.emulation))
     if report.emulation:
         yield from emulation_remarks(report.emulation, report.late_s)
     elif not report.pinned:
@@ -69,8 +62,24 @@ def caveats(report: Report) -> Iterator[str]:
         yield SHARE_REMARK
     if report.settings.workers and report.singles:
         yield "The engines ran on this machine, the workers on theirs."
-    for engine, reason in report.not_compared.items():
-        yield f"Not compared: {engine}. {reason}"
+    yield from not_compared_remarks(report.not_compared)
+
+
+def not_compared_remarks(not_compared: Mapping[str, str]) -> Iterator[str]:
+    """Who has no part in the run, an engine or a planner, and why."""
+    for name, reason in not_compared.items():
+        yield f"Not compared: {name}. {reason}"
+
+
+def disturbed_remarks(disturbed: Sequence[Disturbance], num_rounds: int, *, emulated: bool) -> Iterator[str]:
+    """Which rounds were."""
+    if disturbed:
+        rounds = ranges([disturbance.round + 1 for disturbance in disturbed])
+        late = ", or a device was behind its own time by more than 2 % of a request" if emulated else ""
+        yield (
+            f"In {len(disturbed)} of {num_rounds} rounds others had the processors (more than 2 % stolen or 5 % used "
+            f"by other programs){late}; they are counted: {rounds}."
+        )
 
 
 def ended_remark(why: str) -> str:
@@ -84,7 +93,10 @@ def emulation_remarks(emulation: str, late_s: float) -> Iterator[str]:
         f"{emulation}. A device's time is its processor time here, times its slowdown; an engine's is that of the "
         "fastest device."
     )
-    yield f"At worst a device was {milliseconds(late_s)} ms behind its own time, as this machine ran others."
+    yield (
+        f"In these rounds a device was at worst {milliseconds(late_s)} ms behind its own time, as this machine ran "
+        "others; it makes up for that until it next rests, so a request was later by that at most."
+    )
 
 
 def computing_remarks(workers: Sequence[str], computed_by: Mapping[str, Sequence[str]]) -> Iterator[str]:

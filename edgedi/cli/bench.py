@@ -248,11 +248,11 @@ def _testbed(text: str) -> Spec:
 
 
 def _planners(text: str) -> tuple[str, ...]:
-    return names(text, planners())
+    return names(text, "planner", planners())
 
 
 def _engines(text: str) -> tuple[str, ...]:
-    return () if text == "none" else names(text, ENGINE_NAMES)
+    return () if text == "none" else names(text, "engine", ENGINE_NAMES)
 
 
 if __name__ == "__main__":

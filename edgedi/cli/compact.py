@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgedi.bench.words import like
 from edgedi.cli.ending import INTERRUPTED, ended_by_signals
 from edgedi.cli.options import shapes
-from edgedi.errors import EdgediError
+from edgedi.errors import EdgediError, like
 from edgedi.runtime.version import software_version
 
 WRONG_USE = 2

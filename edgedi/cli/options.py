@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from edgedi.errors import like
+
 
 def positive(text: str) -> int:
     """A whole number from 1 up."""
@@ -21,10 +23,11 @@ def shapes(text: str) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(length) for length in shape) for shape in found)
 
 
-def names(text: str, accepted: Sequence[str]) -> tuple[str, ...]:
-    """Some of the names that are accepted, each once."""
+def names(text: str, what: str, accepted: Sequence[str]) -> tuple[str, ...]:
+    """Some of the names that are accepted, each once; ``what`` is one of them."""
     found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for name in found:
         if name not in accepted:
-            raise argparse.ArgumentTypeError(f"there is no {name!r}; accepted are {', '.join(accepted)}")
+            known = f"accepted are {', '.join(accepted)}{like(name, accepted)}"
+            raise argparse.ArgumentTypeError(f"there is no {what} {name!r}; {known}")
     return found

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from edgedi.errors import EdgediError
@@ -129,7 +130,8 @@ def _serve(arguments: argparse.Namespace) -> None:
 def _end_on_signals(serving: Sequence[Worker]) -> None:
     """Have the first SIGINT or SIGTERM end the process at once, in the middle of a request too; later ones do nothing.
 
-    The exception leaves whatever runs; the flag is for when it is raised where Python ignores exceptions.
+    The exception leaves whatever runs; the flag is for when it is raised where Python ignores exceptions, as in what
+    frees a message of ZeroMQ's.
     """
 
     def end(_number: int, _frame: object) -> None:
@@ -137,10 +139,26 @@ def _end_on_signals(serving: Sequence[Worker]) -> None:
             signal.signal(number, signal.SIG_IGN)
         for worker in serving:
             worker.stop()
+        _keep_interrupts_quiet()
         raise KeyboardInterrupt
 
     for number in _ENDING:
         signal.signal(number, end)
+
+
+def _keep_interrupts_quiet() -> None:
+    """What Python ignores it prints, compiled code by both hooks: not this exception, for which the flag stands."""
+    tell, tell_ignored = sys.excepthook, sys.unraisablehook
+
+    def other(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            tell(kind, error, trace)
+
+    def other_ignored(found: sys.UnraisableHookArgs) -> None:
+        if not issubclass(found.exc_type, KeyboardInterrupt):
+            tell_ignored(found)
+
+    sys.excepthook, sys.unraisablehook = other, other_ignored
 
 
 def _options(arguments: argparse.Namespace) -> WorkerOptions:

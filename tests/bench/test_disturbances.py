@@ -61,6 +61,20 @@ def test_who_else_uses_the_machine_is_looked_up_for_a_while():
     assert others_share(lambda: None, 2, paused.append) == 0.0
 
 
+@pytest.mark.parametrize(("late_share", "expected"), [(0.02, None), (0.021, Disturbance(round=3, late_share=0.021))])
+def test_a_round_in_which_a_device_was_late_is_marked_with_or_without_counters(
+    late_share: float, expected: Disturbance | None
+):
+    quiet = reading(0.0), reading(1.0, 0.5, own_s=0.5)
+    assert judged(3, *quiet, 2, late_share) == expected
+    assert judged(3, None, None, 2, late_share) == expected
+
+
+def test_both_reasons_stand_beside_each_other():
+    found = judged(3, reading(0.0), reading(1.0, steal_s=0.2), 2, 0.5)
+    assert found == Disturbance(round=3, steal_share=pytest.approx(0.1), late_share=0.5)
+
+
 def test_every_round_comes_and_only_disturbed_ones_are_noted():
     readings = iter([reading(0), reading(1, 0.1, own_s=0.1), reading(1), reading(2, 1.0), reading(2), None, None, None])
     noted: list[Disturbance] = []

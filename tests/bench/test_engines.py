@@ -149,8 +149,11 @@ def test_what_is_missing_is_said_with_its_remedy(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert engines.what_is_missing("eager") is None
-    assert engines.what_is_missing("openvino") == "openvino not installed: pip install 'edgedi[openvino]'"
-    onnx = "onnxruntime and onnx not installed: pip install 'edgedi[onnxruntime]'"
+    assert engines.what_is_missing("openvino") == (
+        "openvino not installed: pip install 'edgedi[openvino]' (in a checkout: pip install '.[openvino]')"
+    )
+    both = "pip install 'edgedi[onnxruntime]' (in a checkout: pip install '.[onnxruntime]')"
+    onnx = f"onnxruntime and onnx not installed: {both}"
     assert engines.what_is_missing("onnxruntime") == onnx
     assert "g++" in (engines.what_is_missing("inductor") or "")
 

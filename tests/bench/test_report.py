@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 
 from edgedi.bench.as_json import report_json
-from edgedi.bench.report import Memory, link_bytes
-from edgedi.bench.tables import remarks
+from edgedi.bench.html import report_page
+from edgedi.bench.numbers import times_as_fast
+from edgedi.bench.report import Disturbance, Memory, link_bytes
+from edgedi.bench.tables import planners_table, remarks
 from edgedi.bench.words import caveats, computing_remarks, megabytes, memory_remarks, ranges
 from edgedi.partition.plan.memory import program_memory
 from edgedi.partition.plan.plan import HOME, Plan
@@ -114,3 +116,29 @@ def test_what_a_reader_has_to_know_is_said():
         "Peak memory of local-0: 800 MB resident", "Peak memory of local-1: 600 MB resident",
         "Memory limits bound weights and maps of one plan",
     ]  # fmt: skip
+
+
+def test_rounds_in_which_a_device_was_late_are_said_where_devices_are_emulated():
+    late = (Disturbance(round=0, late_share=0.05), Disturbance(round=2, late_share=0.03))
+    said = list(caveats(report(disturbed=late, emulation="Emulated devices", late_s=0.0015)))
+    assert said[0].startswith("In 2 of 3 rounds others had the processors (")
+    assert said[0].endswith(
+        ", or a device was behind its own time by more than 2 % of a request; they are counted: 1, 3."
+    )
+    assert said[2].startswith("In these rounds a device was at worst 1.50 ms behind its own time")
+    assert json.loads(report_json(report(disturbed=late)))["disturbed_rounds"][0]["late_share"] == 0.05
+
+
+def test_with_neither_one_worker_nor_an_engine_ratios_are_over_the_first_planner():
+    made = (split("oodp", "oodp", 2, TWO, ONE), split("equal", "equal", 2, EQUAL, ONE))
+    over = [replace(each, speedup=None, against_first=times_as_fast(each.result.seconds, TWO)) for each in made]
+    given = report(splits=tuple(over), singles=(), best=None, not_compared={"single": "it has no room"})
+    assert given.bases == ("oodp",)
+    assert [[ratio.median for ratio in each.ratios] for each in given.splits] == [
+        [1.0], [pytest.approx(0.8, abs=0.02)]
+    ]  # fmt: skip
+    assert [each.efficiency for each in given.splits] == [None, None]
+    assert "times oodp" in [column.header for column in planners_table(given).columns]
+    assert "Not compared: single. it has no room" in list(caveats(given))
+    page = report_page(given, report_json(given))
+    assert ["times oodp" in page, "Nothing on one device could be compared with." in page] == [True, True]

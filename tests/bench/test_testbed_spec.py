@@ -21,18 +21,18 @@ memory_bytes = 1000
 [[devices]]
 name = "b"
 slowdown = 2.5
-link = { rate_bits_per_s = 8 }
+link = { rate_bits_per_s = 800_000 }
 """
 
 
 def test_a_spec_is_read_as_it_is_written():
     a = Device(name="a", slowdown=10, memory_bytes=1000, link=Link(rate_bits_per_s=1e8, latency_s=0.001))
-    b = Device(name="b", slowdown=2.5, link=Link(rate_bits_per_s=8))
+    b = Device(name="b", slowdown=2.5, link=Link(rate_bits_per_s=800_000))
     spec = parse_spec(GOOD, name="mine")
     assert spec == Spec(name="mine", description="two boards", devices=(a, b))
     assert spec.least_slowdown == 2.5
-    assert b.link.bytes_per_s == 1
-    assert str(spec) == "mine: 1 x 10 times as slow at 100 Mbit/s, 1 ms, 1 x 2.5 times as slow at 0.008 kbit/s, 0 ms"
+    assert b.link.bytes_per_s == 100_000
+    assert str(spec) == "mine: 1 x 10 times as slow at 100 Mbit/s, 1 ms, 1 x 2.5 times as slow at 800 kbit/s, 0 ms"
 
 
 @pytest.mark.parametrize(
@@ -74,20 +74,25 @@ def test_a_file_of_ones_own_is_a_spec_too(tmp_path: Path):
     path = tmp_path / "own.toml"
     path.write_text(GOOD)
     assert find_spec(str(path)).devices == parse_spec(GOOD, name="x").devices
-    assert find_spec(f"{path}@1k").devices[1].link.rate_bits_per_s == 1000
+    assert find_spec(f"{path}@100k").devices[1].link.rate_bits_per_s == 1e5
 
 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("slowdown = 10", "slow = 10", ["device 1", "unknown key 'slow'", "did you mean 'slowdown'", "memory_bytes"]),
-        ("[link]", "[links]", ["the spec has an unknown key 'links'", "did you mean 'link'"]),
+        ("slowdown = 10", "slow = 10", ["device 1", "unknown key 'slow'", "; did you mean slowdown?", "memory_bytes"]),
+        ("[link]", "[links]", ["the spec has an unknown key 'links'", "; did you mean link?"]),
         ("latency_s = 0.001", "latency_ms = 1", ["[link] has an unknown key 'latency_ms'", "latency_s"]),
         ("rate_bits_per_s = 100_000_000", "rate_bits_per_s = 0", ["[link]: rate_bits_per_s is 0", "above 0"]),
-        ("rate_bits_per_s = 8 ", "rate_bits_per_s = -8 ", ["device 2, link: rate_bits_per_s is -8", "above 0"]),
-        ("rate_bits_per_s = 8 ", "rate_bits_per_s = inf ", ["device 2, link: rate_bits_per_s is inf"]),
-        ("rate_bits_per_s = 8 ", "rate_bits_per_s = true ", ["rate_bits_per_s is True: give a number"]),
-        ("rate_bits_per_s = 8 ", "latency_s = 1 ", ["device 2, link lacks rate_bits_per_s"]),
+        ("rate_bits_per_s = 800_000 ", "rate_bits_per_s = -8 ", ["device 2, link: rate_bits_per_s is -8", "above 0"]),
+        (
+            "rate_bits_per_s = 800_000 ",
+            "rate_bits_per_s = 1 ",
+            ["device 2: rate_bits_per_s is 1: give at least 100000"],
+        ),
+        ("rate_bits_per_s = 800_000 ", "rate_bits_per_s = inf ", ["device 2, link: rate_bits_per_s is inf"]),
+        ("rate_bits_per_s = 800_000 ", "rate_bits_per_s = true ", ["rate_bits_per_s is True: give a number"]),
+        ("rate_bits_per_s = 800_000 ", "latency_s = 1 ", ["device 2, link lacks rate_bits_per_s"]),
         ("latency_s = 0.001", "latency_s = -1", ["device 1: latency_s is -1: accepted are 0 to 10 seconds"]),
         ("slowdown = 10", "slowdown = 0.5", ["device 1: slowdown is 0.5: accepted are 1"]),
         ("slowdown = 10", 'slowdown = "ten"', ["device 1: slowdown is 'ten': give a number"]),
@@ -102,7 +107,7 @@ def test_a_file_of_ones_own_is_a_spec_too(tmp_path: Path):
         (
             "[link]",
             "dilation = 2\n[link]",
-            ["dilation is 2: it leaves a link 0.004 kbit/s", "keep 1.5 Mbit/s"],
+            ["dilation is 2: it leaves a link 400 kbit/s", "keep 1.5 Mbit/s"],
         ),
         ("[link]", "dilation = 'slow'\n[link]", ["dilation is 'slow': give a number"]),
         ("[link]", "[link", ["this is no TOML"]),
@@ -142,6 +147,9 @@ def test_a_spec_without_devices_or_links_is_refused(text: str, words: list[str])
         ("no/such.toml", ["no/such.toml: No such file"]),
         ("pi4x2@", ["''", "1G, 100M or 50M"]),
         ("pi4x2@fast", ["'fast' is not a rate"]),
+        ("pi4x2@0", ["testbed pi4x2@0: rate_bits_per_s is 0", "above 0"]),
+        ("pi4x2@0.0", ["testbed pi4x2@0.0: rate_bits_per_s is 0", "above 0"]),
+        ("pi4x2@99k", ["testbed pi4x2@99k: rate_bits_per_s is 99000: give at least 100000 (100 kbit/s)", "greeting"]),
         ("pi4x2@0M", ["testbed pi4x2@0M: rate_bits_per_s is 0", "above 0"]),
     ],
 )

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from edgedi.bench import comparison, demo, devices, progress, settings
+from edgedi.bench import demo, devices, progress, running, settings
 from edgedi.bench.demo import SamePredictions
 from edgedi.bench.progress import Teller
 from edgedi.cli.bench import main
 from edgedi.partition.planners.by_name import planners
+from edgedi.runtime.session.session import Session
 from edgedi.runtime.worker.local_workers import LocalWorkers
 from tests.bench.html.reading import read
 
@@ -104,7 +105,7 @@ def test_several_inputs_and_a_nested_answer(workers: LocalWorkers, tmp_path: Pat
 def test_engines_that_are_not_installed_are_named(
     workers: LocalWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(comparison, "what_is_missing", lambda name: None if name == "eager" else f"no {name} here")
+    monkeypatch.setattr(running, "what_is_missing", lambda name: None if name == "eager" else f"no {name} here")
     options = (*CHAIN, "--workers", workers.addresses[0])
     found = run(*options, path=tmp_path / "r.json")
     assert found["not_compared"] == {name: f"no {name} here" for name in settings.ENGINE_NAMES if name != "eager"}
@@ -167,6 +168,31 @@ def test_a_worker_that_leaves_in_the_middle_leaves_a_partial_table(
     assert "THE RUN ENDED EARLY" in page.read_text(encoding="utf-8")
 
 
+def test_a_worker_that_leaves_before_the_rounds_is_named_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """And not after the seconds in which the next session would wait for its answer."""
+    ended, opened, made = LocalWorkers(2, threads=1), list[str](), running.distribute
+
+    def noted(*arguments: Any, **more: Any) -> Session:
+        session = made(*arguments, **more)
+        opened.append(more["planner"])
+        os.kill(ended.process_ids[1], signal.SIGKILL)
+        os.waitpid(ended.process_ids[1], 0)
+        assert len(session.statistics().workers) == 1
+        return session
+
+    monkeypatch.setattr(running, "distribute", noted)
+    options = ("--workers", ",".join(ended.addresses), "--planners", "equal", "--against", "none")
+    try:
+        assert main([*CHAIN, *options]) == 2
+    finally:
+        ended.stop()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "edgedi-bench: single: of its workers 0:local-0, 1:local-1 these have left: 1:local-1"
+    assert opened == ["single"]
+
+
 # --- what a user gets wrong -------------------------------------------------------------------------------------------
 
 
@@ -183,7 +209,9 @@ def test_a_worker_that_leaves_in_the_middle_leaves_a_partial_table(
         ([*CHAIN, "--local", "two"], ["'two' is not a number from 1 up"]),
         ([*CHAIN, "--local", "2", "--workers", "a:1"], ["not allowed with"]),
         ([*CHAIN, "--workers", "here"], ["'here'", "host:port"]),
-        ([*CHAIN, "--planners", "oodp,evn"], ["'evn'", *planners()]),
+        ([*CHAIN, "--planners", "oodp,evn"], ["no planner 'evn'; accepted are", *planners()]),
+        ([*CHAIN, "--planners", "oopd"], ["no planner 'oopd'", "did you mean oodp"]),
+        ([*CHAIN, "--against", "openvinno"], ["no engine 'openvinno'", "did you mean openvino?"]),
         ([*CHAIN, "--against", "eagre"], ["'eagre'", *settings.ENGINE_NAMES]),
         ([*CHAIN, "--rounds", "-1"], ["'-1' is not a number from 1 up"]),
         ([*CHAIN, "--repeat", "1.5"], ["'1.5' is not a number from 1 up"]),
@@ -203,17 +231,21 @@ def test_a_wrong_option_says_what_is_accepted(options: list[str], words: list[st
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--model", "resnet50"], ["--model 'resnet50'", "torchvision:NAME or module:callable"]),
+        (
+            ["--model", "resnet50"],
+            ["--model 'resnet50': write torchvision:NAME or", "did you mean torchvision:resnet50?"],
+        ),
+        (["--model", "tiny_networks:"], ["--model 'tiny_networks:': write torchvision:NAME or module:callable"]),
         (["--model", "no_such_module:net"], ["no_such_module does not import"]),
-        (["--model", "torchvision:resnt50"], ["no callable 'resnt50'", "did you mean resnet"]),
+        (["--model", "torchvision:resnt50"], ["has no 'resnt50'", "did you mean resnet"]),
         (["--model", "torchvison:resnet50"], ["torchvison does not import", "did you mean torchvision"]),
-        (["--model", "tiny_networks:chian"], ["no callable 'chian'", "did you mean chain?"]),
+        (["--model", "tiny_networks:chian"], ["has no 'chian'", "did you mean chain?"]),
         (["--model", "tiny_netwroks:chain"], ["did you mean tiny_networks?"]),
         ([*CHAIN, "--counts", "1,3"], ["--counts 1,3: there are 2 workers, so give numbers from 1 to 2"]),
         ([*CHAIN, "--html", "no/such/folder/r.html"], ["no/such/folder/r.html"]),
-        (["--model", "tiny_networks:not_callable"], ["no callable 'not_callable'"]),
+        (["--model", "tiny_networks:not_callable"], ["'not_callable' of tiny_networks is an int, not callable"]),
         (["--model", "tiny_networks:broken"], ["RuntimeError: no such weights"]),
-        (["--model", "tiny_networks:number"], ["returned a int"]),
+        (["--model", "tiny_networks:number"], ["it returned an int, not a torch.nn.Module"]),
         (["--model", "tiny_networks:chain", "--input", "1x4x9x9"], ["--input 1x4x9x9", "does not take it"]),
         (["--model", "tiny_networks:picky", "--input", "1x3x9x9"], ["AssertionError: Wrong image height! Expected 8"]),
         ([*CHAIN, "--json", "no/such/folder/r.json"], ["no/such/folder/r.json"]),

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from edgedi import distribute
-from edgedi.bench import streams
+from edgedi.bench import running
 from edgedi.bench.cores import deal
 from edgedi.bench.streams import EmulatedGroup, EngineContender, EngineGroup, StreamContender
 from edgedi.cli.bench import main
@@ -114,7 +114,7 @@ def test_this_process_takes_part_with_a_share(
             cores.append(given)
             super().__init__(engine, model, tensors, given, *others, **more)
 
-    monkeypatch.setattr(streams, "EngineContender", Noting)
+    monkeypatch.setattr(running, "EngineContender", Noting)
     path, dealt = tmp_path / "s.json", deal(2, 1)
     given = ("--local", "2", "--share", "--against", "eager", "--repeat", "3", "--json", str(path))
     assert main([*CHAIN, *given]) == 0
@@ -163,7 +163,7 @@ def test_a_worker_that_leaves_in_an_engines_turn_ends_the_run(
 ) -> None:
     """No request fails: those that follow go to the worker that is left."""
     started, sessions, turns = LocalWorkers(2, threads=1), list[Session](), list[int]()
-    right, made = EngineGroup.seconds, streams.distribute
+    right, made = EngineGroup.seconds, running.distribute
 
     def noted(*arguments: Any, **more: Any) -> Session:
         sessions.append(made(*arguments, **more))
@@ -177,7 +177,7 @@ def test_a_worker_that_leaves_in_an_engines_turn_ends_the_run(
             assert [len(session.statistics().workers) for session in sessions] == [1, 1, 1]
         return right(group, index)
 
-    monkeypatch.setattr(streams, "distribute", noted)
+    monkeypatch.setattr(running, "distribute", noted)
     monkeypatch.setattr(EngineGroup, "seconds", ends_a_worker)
     path = tmp_path / "s.json"
     given = ("--workers", ",".join(started.addresses), "--against", "eager", "--repeat", "3", "--json", str(path))
@@ -206,8 +206,8 @@ def test_answers_that_this_process_gave_are_not_the_workers(
 def test_an_answer_that_differs_is_told(
     workers: LocalWorkers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = streams.own_answer
-    monkeypatch.setattr(streams, "own_answer", lambda *given: [tensor + 1 for tensor in right(*given)])
+    right = running.own_answer
+    monkeypatch.setattr(running, "own_answer", lambda *given: [tensor + 1 for tensor in right(*given)])
     assert main([*CHAIN, "--workers", workers.addresses[0], "--against", "none"]) == 1
     assert "differs from the model's own" in capsys.readouterr().err
 

@@ -135,8 +135,8 @@ def test_a_wrong_option_says_what_is_accepted(options: list[str], words: list[st
     ("options", "words"),
     [
         (["--model", "resnet50"], ["--model 'resnet50'", "torchvision:NAME or module:callable"]),
-        (["--model", "torchvision:resnt50"], ["no callable 'resnt50'", "did you mean resnet"]),
-        (["--model", "tiny_networks:daed"], ["no callable 'daed'", "did you mean dead?"]),
+        (["--model", "torchvision:resnt50"], ["has no 'resnt50'", "did you mean resnet"]),
+        (["--model", "tiny_networks:daed"], ["has no 'daed'", "did you mean dead?"]),
         (["--model", "tiny_netwroks:dead"], ["did you mean tiny_networks?"]),
         (["--model", "tiny_networks:broken"], ["RuntimeError: no such weights"]),
         ([*DEAD, "--data", "scored"], ["--data 'scored': write module:callable"]),

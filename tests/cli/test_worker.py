@@ -238,6 +238,33 @@ def test_a_signal_ends_a_worker_in_the_middle_of_a_request(number: signal.Signal
         assert "Traceback" not in process.stderr.read()
 
 
+IGNORING = """
+import signal, sys
+from edgedi.cli.worker import _end_on_signals
+
+class Serving:
+    def stop(self):
+        print("told to stop", flush=True)
+
+class Message:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+_end_on_signals([Serving()])
+Message()  # freed at once: an exception from there goes nowhere
+sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)  # as compiled code tells of what it ignores, besides
+print("still here", flush=True)
+raise ValueError("something else")
+"""
+
+
+def test_an_interrupt_where_exceptions_are_ignored_is_not_printed_and_the_flag_stands_for_it() -> None:
+    done = subprocess.run([sys.executable, "-c", IGNORING], capture_output=True, text=True, check=False, timeout=WAIT_S)
+    assert done.stdout == "told to stop\nstill here\n"
+    assert "KeyboardInterrupt" not in done.stderr
+    assert done.stderr.endswith("ValueError: something else\n")
+
+
 def test_the_end_of_its_parent_ends_it() -> None:
     command = [sys.executable, "-m", "edgedi.cli.worker", "--port", "0", "--threads", "1", "--end-with-parent"]
     process = subprocess.Popen(

@@ -16,6 +16,11 @@ def chain() -> nn.Module:
     )  # fmt: skip
 
 
+def heavy() -> nn.Module:
+    """Four convolutions of 590 kB of weights each: too many for a worker of 2 MB, not for two."""
+    return nn.Sequential(nn.Conv2d(3, 128, 3, padding=1), *(nn.Conv2d(128, 128, 3, padding=1) for _ in range(4)))
+
+
 class Nested(nn.Module):
     """Two inputs, and an answer in a dictionary."""
 

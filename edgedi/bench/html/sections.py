@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from edgedi.bench.html.charts import rounds_chart
 from edgedi.bench.html.choices import colours_of, drawn
 from edgedi.bench.report import Report, Result, Single, Split
-from edgedi.bench.words import caveats, milliseconds, ratio_text
+from edgedi.bench.words import caveats, milliseconds, percent, ratio_text
 from edgedi.pages.markup import Markup, element
 from edgedi.pages.parts import cards, section, table
 from edgedi.partition.plan.plan import HOME
@@ -39,7 +39,9 @@ def _cards(report: Report, best: Split) -> Iterator[tuple[str, str]]:
             f"{best.against_best.median:.2f} times",
             f"as fast as {report.best} on one worker's cores [{low:.2f}, {high:.2f}]",
         )
-    yield f"{best.speedup.median:.2f} times", f"as fast as one worker [{best.speedup.low:.2f}, {best.speedup.high:.2f}]"
+    if best.speedup is not None:
+        low, high = best.speedup.low, best.speedup.high
+        yield f"{best.speedup.median:.2f} times", f"as fast as one worker [{low:.2f}, {high:.2f}]"
     yield f"{best.share_of_bound.median:.0%}", "of the bound: the same plan with no communication"
     yield (
         ("Same answers" if report.same else "NOT THE SAME"),
@@ -67,7 +69,7 @@ def contenders(report: Report) -> Markup:
     see = (
         "Further left is faster. Every dot is one round, in which all contenders had their turn one after another; the "
         "box holds the middle half, the line is the median. Dots with a red ring are rounds in which other programs or "
-        "the hypervisor had the processors: they are counted like all others."
+        "the hypervisor had the processors, or an emulated device was late: they are counted like all others."
     )
     ratio = (
         "Ratios are medians of the ratios within each round, in brackets their 95 % interval. Efficiency is the "
@@ -79,10 +81,9 @@ def contenders(report: Report) -> Markup:
 
 
 def _contender_table(report: Report) -> Markup:
-    against = f"times {report.best}" if report.best else "times best engine"
+    bases = [f"times {base}" for base in report.bases]
     heads = (
-        "contender", "median ms", "middle half", "times 1 worker", against, "efficiency", "bound ms", "of the bound",
-        "difference",
+        "contender", "median ms", "middle half", *bases, "efficiency", "bound ms", "of the bound", "difference"
     )  # fmt: skip
     rows = [*map(_split_row, report.splits), *(row for single in report.singles for row in _single_rows(single))]
     fastest = min(range(len(report.splits)), key=lambda k: report.splits[k].result.spread.median_s)
@@ -96,20 +97,22 @@ def _times(result: Result) -> list[str]:
 
 
 def _split_row(split: Split) -> list[str]:
-    against = ratio_text(split.against_best) if split.against_best else ""
-    tail = [f"{split.efficiency:.0%}", milliseconds(split.bound_s), f"{split.share_of_bound.median:.0%}"]
+    tail = [percent(split.efficiency), milliseconds(split.bound_s), f"{split.share_of_bound.median:.0%}"]
     difference = f"{split.result.difference:.1e}"
-    return [split.result.name, *_times(split.result), ratio_text(split.speedup), against, *tail, difference]
+    return [split.result.name, *_times(split.result), *map(ratio_text, split.ratios), *tail, difference]
 
 
 def _single_rows(single: Single) -> Iterator[list[str]]:
-    difference = f"{single.result.difference:.1e}"
-    name = f"{single.result.name} {single.version}"
-    yield [name, *_times(single.result), ratio_text(single.speedup), "", "", "", "", difference]
+    yield _single_row(f"{single.result.name} {single.version}", single)
     if single.own_default is not None:
         other = single.own_default
-        name = f"{single.result.name}, own default {other.precision}"
-        yield [name, *_times(other.result), ratio_text(other.speedup), "", "", "", "", f"{other.result.difference:.1e}"]
+        yield _single_row(f"{single.result.name}, own default {other.precision}", other)
+
+
+def _single_row(name: str, single: Single) -> list[str]:
+    """Over one worker if there is one, but neither over the best engine nor with a bound."""
+    over = [ratio_text(single.speedup)] if single.speedup else []
+    return [name, *_times(single.result), *over, "", "", "", "", f"{single.result.difference:.1e}"]
 
 
 def exactness(report: Report) -> Markup:

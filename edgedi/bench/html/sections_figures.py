@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from edgedi.bench.html.charts import Curve, Pair, Point, curves_chart, memory_chart, pairs_chart
 from edgedi.bench.html.choices import colours_of, drawn, names_of
+from edgedi.bench.numbers import Ratio
 from edgedi.bench.report import ONE_WORKER, Report, Split, link_bytes
 from edgedi.bench.words import megabytes
 from edgedi.pages.markup import Markup, element
@@ -17,6 +18,8 @@ from edgedi.partition.plan.program import participant_name
 
 def speedups(report: Report) -> Markup:
     """Speedup and efficiency by number of workers."""
+    if report.splits[0].over_one_device is None:
+        return section("speedup", "Speedup by number of workers", "Nothing on one device could be compared with.")
     base = f"{report.best} on one worker's cores" if report.best else "one worker"
     curves = _curves(report)
     if not curves:
@@ -45,18 +48,20 @@ def _per_worker(point: Point) -> Point:
 
 def _curves(report: Report) -> list[Curve]:
     """A curve for each planner; all begin with the one worker alone."""
-    one = [split for split in report.splits if split.planner == ONE_WORKER]
+    one = [split for split in report.splits if split.planner == ONE_WORKER]  # none where no plan for one fits
     found, colours = [], colours_of(report)
     for planner in dict.fromkeys(split.planner for split in report.splits if split.planner != ONE_WORKER):
         own = [split for split in report.splits if split.planner == planner]
         start = [] if any(split.num_workers == 1 for split in own) else one
-        points = sorted(map(_point, [*start, *own]), key=lambda point: point.num_workers)
+        points = sorted(
+            (_point(split, ratio) for split in (*start, *own) if (ratio := split.over_one_device)),
+            key=lambda point: point.num_workers,
+        )
         found.append(Curve(name=planner, colour=colours[planner], points=tuple(points)))
     return found
 
 
-def _point(split: Split) -> Point:
-    ratio = split.against_best or split.speedup
+def _point(split: Split, ratio: Ratio) -> Point:
     bound = ratio.median / max(1e-9, split.share_of_bound.median)
     return Point(num_workers=split.num_workers, value=ratio.median, low=ratio.low, high=ratio.high, bound=bound)
 

@@ -20,12 +20,15 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
+from edgedi.errors import like
 from edgedi.runtime.emulation.speed import Speed
 
 MOST_DEVICES = 64
+LEAST_LINK_BITS_PER_S = 1e5
+"""Of any device. Greetings with their keys are some kilobytes a worker, all through the coordinator's cable: over
+slower ones they do not come in the seconds that workers have to answer in, and at a few bits ``tc`` refuses."""
 LEAST_RATE_BITS_PER_S = 1.5e6
 """Under a dilation, for each other device, as all share the coordinator's link. Over slower ones a worker looks lost
 while a large piece is under way."""
@@ -68,9 +71,19 @@ class Device:
             raise ValueError(f"name is {self.name!r}: give 1 to 40 letters, digits, points, dashes and underscores")
         _require_number("slowdown", self.slowdown)
         _ = self.speed
+        self._check_link()
         memory = self.memory_bytes
         if memory is not None and (type(memory) is not int or memory < 1):
             raise ValueError(f"memory_bytes is {memory!r}: give a whole number from 1 up, or leave it out")
+
+    def _check_link(self) -> None:
+        """Here and not in ``Link``, as a dilation may leave a cable less on this machine."""
+        rate, least = self.link.rate_bits_per_s, LEAST_LINK_BITS_PER_S
+        if rate < least:
+            raise ValueError(
+                f"rate_bits_per_s is {rate:g}: give at least {least:g} ({_rate_text(least)}), as over slower links "
+                "workers' greetings do not come in time"
+            )
 
     @property
     def speed(self) -> Speed:
@@ -151,6 +164,8 @@ def spec_of(values: Mapping[str, Any], *, name: str) -> Spec:
 
 def parse_rate(text: str) -> float:
     """Bits per second of a text such as ``100M``. ``ValueError`` for another, and for a rate of zero."""
+    if re.fullmatch(r"0+(\.0*)?", text):
+        return Link(rate_bits_per_s=0).rate_bits_per_s  # refused like a zero with a unit
     found = _RATE.fullmatch(text)
     if found is None:
         raise ValueError(f"{text!r} is not a rate such as 1G, 100M or 50M (bits per second)")
@@ -196,9 +211,8 @@ def _require_keys(values: Any, where: str, *, needed: tuple[str, ...], optional:
     accepted = (*needed, *optional)
     for key in values:
         if key not in accepted:
-            near = get_close_matches(key, accepted, n=1)
-            meant = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"{where} has an unknown key {key!r}: {meant}accepted are {', '.join(accepted)}")
+            known = f"accepted are {', '.join(accepted)}{like(key, accepted)}"
+            raise ValueError(f"{where} has an unknown key {key!r}: {known}")
     lacking = [key for key in needed if key not in values]
     if lacking:
         raise ValueError(f"{where} lacks {' and '.join(lacking)}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 
 from edgedi.bench.testbed.spec import Spec, parse_rate, spec_of
+from edgedi.errors import like
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -38,11 +38,8 @@ def find_spec(text: str) -> Spec:
     place, mark, rate = text.partition("@")
     path = Path(place) if place.endswith(".toml") else FOLDER / f"{place}.toml"
     if not place.endswith(".toml") and place not in ready_specs():
-        near = get_close_matches(place, ready_specs(), n=1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(
-            f"there is no testbed {place!r}: {meant}Ready ones are {', '.join(ready_specs())}; your own is FILE.toml"
-        )
+        known = f"ready ones are {', '.join(ready_specs())}, your own is FILE.toml"
+        raise ValueError(f"there is no testbed {place!r}: {known}{like(place, ready_specs())}")
     try:
         spec = parse_spec(path.read_text(encoding="utf-8"), name=text)
     except OSError as error:

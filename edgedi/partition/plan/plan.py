@@ -1,8 +1,8 @@
 """Plan: which segment runs split along which axis, and which interval each worker owns. A value that prints and parses.
 
-    plan 2 workers, 70 layers, predicted 0.01234 s
-    segment 0  layers 0:9   rows 56      0:28  28:56   compute 0.004 exchange 0.0005  # next best: channels, 1.4 x
-    segment 1  layers 9:12  whole on 1                 compute 0.001 exchange 0.0001
+    plan 2 workers, 12 layers, predicted 0.0122 s, planner oodp
+    segment 0  layers 0:9  rows 56  0:28  28:56  compute 0.0104 exchange 0.0005  # next best: channels, 0.0152 s
+    segment 1  layers 9:12  whole on 1  compute 0.0013 exchange 0  # no axis to split along; worker 0 would do as well
 
 What follows a ``#`` says why a segment is as it is (``explain``); like costs, it is no part of the plan's digest.
 

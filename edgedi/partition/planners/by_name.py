@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from edgedi.errors import like
 from edgedi.partition.cost.profile import ClusterProfile
 from edgedi.partition.graph.graph import LayerGraph
 from edgedi.partition.plan.plan import Plan
@@ -41,7 +42,9 @@ def plan(graph: LayerGraph, cluster: ClusterProfile, planner: str = "oodp") -> P
     ``ValueError`` lists the accepted names; ``PlanError`` names a worker whose memory the plan does not fit into.
     """
     if planner not in _PLANNERS:
-        raise ValueError(f"there is no planner {planner!r}; accepted are {', '.join(_PLANNERS)}")
+        raise ValueError(
+            f"there is no planner {planner!r}; accepted are {', '.join(_PLANNERS)}{like(planner, _PLANNERS)}"
+        )
     found = _PLANNERS[planner](graph, cluster)
     require_fit(graph, cluster, found)
     return found

@@ -8,7 +8,9 @@ gathered, plans made without some of the workers are candidates too (``fewer``).
 
 The estimate lets borders move between segments almost for nothing. Small maps feel that (7 rows on 5 workers), so the
 same programme also runs with every segment cut in the same proportions, and the finished plans, those of the other
-planners among them, are compared by their settled price: no planner here is predicted to be faster than ``oodp``.
+planners among them, are compared by their settled price: of what one profile says, no planner here is predicted to be
+faster than ``oodp``. A session may yet end with a plan that another planner's prediction beats: it tries out
+``contenders``, plans predicted nearly alike, and keeps the one that was fastest.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from edgedi.partition.cost.profile import ClusterProfile
 from edgedi.partition.cost.settle import settled
 from edgedi.partition.graph.geometry import scale
 from edgedi.partition.graph.graph import LayerGraph
-from edgedi.partition.plan.plan import Plan, Segment
+from edgedi.partition.plan.plan import HOME, Plan, Segment
 from edgedi.partition.planners.baselines import equal, ocbp, oodp_greedy, proportional, single
 from edgedi.partition.planners.published import aofl, coedge, deepthings
 from edgedi.partition.search.by_rows import merged
@@ -48,7 +50,8 @@ OTHERWISE = 0.8
 def oodp(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = MAX_DEPTH) -> Plan:
     """The plan with the least predicted time of all candidates that the module's docstring names."""
     model = CostModel(graph, cluster)
-    return _explained(model, *_ranked(model, max_depth))[0]
+    ranked, unfit = _ranked(model, max_depth)
+    return _explained(model, ranked[:1], ranked, unfit)[0]
 
 
 def contenders(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = MAX_DEPTH) -> tuple[Plan, ...]:
@@ -60,7 +63,7 @@ def contenders(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = M
     model = CostModel(graph, cluster)
     ranked, unfit = _ranked(model, max_depth)
     if unfit is not None:
-        return _explained(model, ranked, unfit)
+        return _explained(model, ranked, ranked, unfit)
     quickest, alone = ranked[0], next(plan for plan in ranked if plan.planner == "single")
     chosen: list[Plan] = []
     for each in ranked:
@@ -70,7 +73,7 @@ def contenders(graph: LayerGraph, cluster: ClusterProfile, *, max_depth: int = M
     missing = all(each.digest != alone.digest for each in chosen)
     if missing and alone.predicted_s <= AT_WORST * quickest.predicted_s and fits(graph, cluster, alone):
         chosen.append(alone)
-    return _explained(model, chosen, None, count=len(chosen))
+    return _explained(model, chosen, ranked, None)
 
 
 def _ranked(model: CostModel, max_depth: int) -> tuple[list[Plan], Plan | None]:
@@ -82,9 +85,17 @@ def _ranked(model: CostModel, max_depth: int) -> tuple[list[Plan], Plan | None]:
     return [fastest(model, [*found, *fitted(model, found[0])])], found[0]
 
 
-def _explained(model: CostModel, plans: Sequence[Plan], faster: Plan | None, *, count: int = 1) -> tuple[Plan, ...]:
-    """The first ``count`` of ``plans`` with their reasons."""
-    return tuple(explained(model, replace(each, planner="oodp"), faster=faster) for each in plans[:count])
+def _explained(
+    model: CostModel, plans: Sequence[Plan], ranked: Sequence[Plan], faster: Plan | None
+) -> tuple[Plan, ...]:
+    """``plans``, of all ``ranked``, with their reasons."""
+    split = next((each for each in ranked if _num_busy(each) > 1), None)
+    return tuple(explained(model, replace(each, planner="oodp"), faster=faster, split=split) for each in plans)
+
+
+def _num_busy(plan: Plan) -> int:
+    """How many workers do anything."""
+    return len({worker for segment in plan.segments for worker in segment.workers if worker != HOME})
 
 
 def _differs(one: Plan, other: Plan) -> bool:

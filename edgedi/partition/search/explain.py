@@ -2,12 +2,14 @@
 
 The other ways are the other axes, with their best shares, and the best worker alone, priced by the search's estimate
 after the same layout. One may cost less here: then what it leaves behind is dearer for the segments after it, or does
-not fit into a worker's memory.
+not fit into a worker's memory. A segment on one worker says besides why on that one. A plan that is all on one worker
+is held against whole plans, as its layers need not be split all along one axis.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from math import isclose
 
 from edgedi.partition.cost.cost import CostModel, Layout
 from edgedi.partition.plan.plan import HOME, Cost, Plan, Segment
@@ -16,12 +18,15 @@ from edgedi.partition.search.fitting import limits_of, memories
 from edgedi.partition.search.search import axes_worth, best_segment
 
 
-def explained(model: CostModel, plan: Plan, *, faster: Plan | None = None) -> Plan:
-    """``plan`` with a reason at each segment; ``faster`` is one that workers have not the memory for."""
+def explained(model: CostModel, plan: Plan, *, faster: Plan | None = None, split: Plan | None = None) -> Plan:
+    """``plan`` with a reason at each segment; ``faster`` is one that workers have not the memory for, ``split`` the
+    best one known in which several work."""
     layout: Layout = HOME
     segments = []
     for segment in plan.segments:
-        why = _why(model, segment, layout)
+        why = _why_alone(plan, split) or _why(model, segment, layout)
+        there = _why_there(model, segment, layout)
+        why += f"; {there}" if there else ""
         if faster is not None and not any(_alike(segment, other) for other in faster.segments):
             why += f"; {_lack(model, faster)}"
         segments.append(replace(segment, why=why))
@@ -37,6 +42,36 @@ def _lack(model: CostModel, plan: Plan) -> str:
     needed, limits = memories(model.graph, plan), limits_of(model.cluster)
     lacking = [str(k) for k in model.workers if needed[k].total_bytes > limits[k]]
     return "memory of worker " + ", ".join(lacking)
+
+
+def _why_alone(plan: Plan, split: Plan | None) -> str:
+    """Why one worker does everything, as far as ``split`` tells; nothing where several do."""
+    if split is None or len(plan.segments) != 1 or plan.segments[0].on in (None, HOME):
+        return ""
+    if split.predicted_s < plan.predicted_s:
+        return f"worth a trial: the best plan that splits is predicted {split.predicted_s:.3g} s"
+    here = plan.segments[0].cost
+    saved = here.compute_s - sum(segment.cost.compute_s for segment in split.segments)
+    paid = sum(segment.cost.exchange_s for segment in split.segments) - here.exchange_s
+    if saved <= 0:
+        return f"alone: the best plan that splits is predicted {split.predicted_s:.3g} s"
+    return f"alone: the best plan that splits would save {saved:.3g} s of computing for {paid:.3g} s of exchange"
+
+
+def _why_there(model: CostModel, segment: Segment, layout: Layout) -> str:
+    """Why this worker does all of the segment and not another; nothing where none or several could."""
+    costs = {worker: _cost(model, replace(segment, on=worker), layout) for worker in model.workers}
+    if segment.on not in costs or len(costs) == 1:
+        return ""
+    here = costs.pop(segment.on)
+    other, cost = min(costs.items(), key=lambda item: item[1].total_s)
+    if isclose(cost.total_s, here.total_s):
+        return f"worker {other} would do as well"
+    if cost.total_s < here.total_s:
+        return f"on {other} it costs less by itself, {cost.total_s:.3g} s, but not with the rest"
+    if cost.compute_s > here.compute_s:
+        return f"fastest on {segment.on}: {here.compute_s:.3g} s of computing, {cost.compute_s:.3g} s on {other}"
+    return f"least exchange on {segment.on}: {here.exchange_s:.3g} s, {cost.exchange_s:.3g} s on {other}"
 
 
 def _why(model: CostModel, segment: Segment, layout: Layout) -> str:

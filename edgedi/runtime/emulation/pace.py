@@ -12,7 +12,7 @@ until the slow one would have been ready: before everything that others can see 
   when the program was rehearsed (``computed``). Without one they count as measured in their place, cold caches and all.
 * Time for which the machine ran somebody else does not count, so that eight such devices fit on two cores.
 * The device's own time (``_at_s``) goes on by slowdown times the processor time used. If the machine was late, the
-  device makes up for it until it rests; ``late_s`` keeps how far behind it ever was.
+  device makes up for it until it rests; ``late_s`` keeps how far behind it was at worst, until somebody sets it to 0.
 * Waiting burns no processor time and, the process having one thread that computes, holds up nothing that a busy core
   would not: libzmq's thread and the kernel go on receiving.
 * What comes to a device at rest is heard ``latency_s`` later, and by ``Speed.passing`` after that: what the network

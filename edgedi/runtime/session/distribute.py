@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgedi.errors import like
 from edgedi.partition.capture.capture import as_arguments, capture_model, check_model
 from edgedi.partition.cost.profile import ClusterProfile, Links, require_links
 from edgedi.partition.planners.by_name import planners
@@ -97,7 +98,7 @@ def distribute(
 
 def _check_options(planner: str, objective: str, verify: str, max_in_flight: int | None, timeout_s: float) -> None:
     if planner not in planners():
-        raise ValueError(f"planner={planner!r}: accepted are {', '.join(planners())}")
+        raise ValueError(f"planner={planner!r}: accepted are {', '.join(planners())}{like(planner, planners())}")
     if objective not in OBJECTIVES:
         raise ValueError(f"objective={objective!r}: accepted are {', '.join(OBJECTIVES)}")
     if verify not in VERIFY:

@@ -350,13 +350,14 @@ class Worker:
         self._send(action.link, measured)
 
     def _tell(self, action: actions.TellStatistics) -> None:
+        late_s, self._pace.late_s = self._pace.late_s, 0.0  # told once: whoever asks often knows when it was late
         values = {
             **self._counts,
             **self._programs.statistics(action.session),
             "dropped_pieces": self._state.num_dropped,
             "peak_memory_bytes": device_facts.peak_memory_bytes(),
             "baseline_memory_bytes": self._baseline_memory_bytes,
-            "late_s": self._pace.late_s,
+            "late_s": late_s,
         }
         self._send(action.link, Statistics(session=action.session, values=values))
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from edgedi.errors import CompactionError
+from edgedi.errors import CompactionError, install
 from edgedi.transforms.measure import answer_of, difference
 from edgedi.transforms.prune.cut import CONVOLUTIONS, TRANSPOSED, Array, Group, Part, is_one_to_one, narrow
 from edgedi.transforms.prune.followed import followed_groups
@@ -73,8 +73,8 @@ def library() -> ModuleType:
         import torch_pruning
     except ImportError as error:
         raise CompactionError(
-            "the step 'prune' needs Torch-Pruning, which is not installed: pip install 'edgedi[compact]', or leave the "
-            "step out of steps"
+            f"the step 'prune' needs Torch-Pruning, which is not installed: {install('compact')}, or leave the step "
+            "out of steps"
         ) from error
     return torch_pruning
 

@@ -237,7 +237,7 @@ def test_emulation_is_said_at_the_top_and_among_the_limits():
     given = report(emulation="testbed pi4x2: 2 devices, 10 times as slow", late_s=0.002, pinned=False)
     (notes,) = page(given).all("ul", class_="caveats")
     assert "testbed pi4x2: 2 devices, 10 times as slow. A device's time is its processor time here" in notes.text
-    assert "At worst a device was 2.00 ms behind" in notes.text
+    assert "In these rounds a device was at worst 2.00 ms behind its own time" in notes.text
     limits = section("limits", given).text
     assert "The devices and links are emulated: testbed pi4x2" in limits
     assert "Nothing is emulated" not in limits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from edgedi.errors import PlanError
 from edgedi.partition.cost.profile import ClusterProfile
 from edgedi.partition.graph.geometry import Interval
 from edgedi.partition.graph.graph import LayerGraph
+from edgedi.partition.plan import plan as module
 from edgedi.partition.plan.lowering import lower
 from edgedi.partition.plan.plan import HOME, Cost, Plan, Segment, owned
 from edgedi.partition.plan.program import Program, parse_instruction
@@ -113,6 +115,12 @@ def test_the_digest_is_of_the_grid_not_of_its_price() -> None:
     assert one(Cost(), 0).digest == one(Cost(compute_s=1.0), 0).digest
     assert one(Cost(), 0).digest != one(Cost(), 1).digest
     assert one(Cost(), HOME).segments[0].workers == (HOME,)
+
+
+def test_the_example_in_the_docstring_is_what_is_printed() -> None:
+    assert module.__doc__ is not None
+    shown = textwrap.dedent("\n".join(module.__doc__.splitlines()[2:5]))
+    assert str(Plan.parse(shown)) == shown
 
 
 def test_tensors_are_owned_in_like_proportion() -> None:

@@ -9,7 +9,7 @@ from edgedi.partition.cost.profile import ClusterProfile, LinkProfile
 from edgedi.partition.graph.geometry import Interval
 from edgedi.partition.plan.plan import HOME, Plan, Segment
 from edgedi.partition.planners.by_name import plan
-from edgedi.partition.planners.oodp import oodp
+from edgedi.partition.planners.oodp import contenders, oodp
 from edgedi.partition.search.estimate import segment_cost
 from edgedi.partition.search.search import best_segment
 from tests.partition.graphs import Builder, chain, residual, vgg16, with_opaque
@@ -42,9 +42,40 @@ def test_alone_is_explained_by_what_an_exchange_would_cost() -> None:
     b = Builder(1, 3, 16, 16)
     cluster = ClusterProfile.uniform(2, message_cpu_s=1.0).with_links({(-1, 0): LinkProfile(), (0, -1): LinkProfile()})
     (why,) = reasons(oodp(b.graph(b.conv(b.conv("x", 8), 8)), cluster))
-    assert why.startswith("alone: ")
-    assert " would save " in why
-    assert why.endswith(" s of exchange")
+    assert why.startswith("alone: the best plan that splits would save ")
+    assert " s of exchange; least exchange on 0: 0 s, " in why
+
+
+def test_all_on_one_worker_is_held_against_the_best_plan_that_splits() -> None:
+    graph, cluster = vgg16(64), ClusterProfile.uniform(2, flops_per_s=1e11, latency_s=0.01)
+    alone = oodp(graph, cluster)
+    split = next(plan for plan in contenders(graph, cluster) if len(plan.segments) > 1)
+    saved = alone.segments[0].cost.compute_s - sum(segment.cost.compute_s for segment in split.segments)
+    paid = sum(segment.cost.exchange_s for segment in split.segments) - alone.segments[0].cost.exchange_s
+    (why,) = reasons(alone)
+    told = f"would save {saved:.3g} s of computing for {paid:.3g} s of exchange"
+    assert (saved > 0, paid > saved) == (True, True)
+    assert why == f"alone: the best plan that splits {told}; worker 1 would do as well"
+
+
+def test_one_worker_that_is_only_worth_a_trial_says_so() -> None:
+    graph, cluster = chain(), ClusterProfile.uniform(2, flops_per_s=4e8)
+    quickest, *others = contenders(graph, cluster)
+    alone = next(plan for plan in others if len(plan.segments) == 1)
+    told = f"worth a trial: the best plan that splits is predicted {quickest.predicted_s:.3g} s"
+    assert reasons(alone) == [f"{told}; worker 1 would do as well"]
+
+
+@pytest.mark.parametrize("fast", [0, 1])
+def test_a_segment_on_one_worker_says_why_on_that_one(fast: int) -> None:
+    cluster = ClusterProfile.uniform(2, flops_per_s=1e9, latency_s=1.0)
+    devices = [replace(device, seconds_per_flop=2e-9) for device in cluster.devices]
+    devices[fast] = cluster.devices[fast]
+    (found,) = oodp(residual(rows=32), replace(cluster, devices=tuple(devices))).segments
+    model = CostModel(residual(rows=32), replace(cluster, devices=tuple(devices)))
+    here, there = (model.whole_compute(worker, found.layers) for worker in (fast, 1 - fast))
+    assert found.on == fast
+    assert found.why.endswith(f"; fastest on {fast}: {here:.3g} s of computing, {there:.3g} s on {1 - fast}")
 
 
 def test_where_there_is_no_choice_it_says_so() -> None:

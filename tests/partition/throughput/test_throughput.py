@@ -310,7 +310,7 @@ def test_many_workers_are_divided_in_groups() -> None:
 def test_an_unknown_objective_lists_the_known() -> None:
     with pytest.raises(ValueError, match="objective='speed': accepted are latency, throughput"):
         place(chain(), ClusterProfile.uniform(2), objective="speed")
-    with pytest.raises(ValueError, match="there is no planner 'odp'"):
+    with pytest.raises(ValueError, match=r"there is no planner 'odp'; accepted are .*; did you mean oodp"):
         place(chain(), ClusterProfile.uniform(2), planner="odp", objective="throughput")
 
 

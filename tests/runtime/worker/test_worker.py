@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from edgedi.runtime.wire.messages import Statistics
 from edgedi.runtime.worker import worker as worker_module
+from edgedi.runtime.worker.actions import TellStatistics
 from edgedi.runtime.worker.options import WorkerOptions
 from edgedi.runtime.worker.worker import MOST_AT_ONCE, Worker
 
@@ -42,6 +44,15 @@ def test_who_floods_a_worker_does_not_keep_requests_waiting(worker: Worker, monk
     flood = Flood(worker, monkeypatch)
     assert [worker._drain() for _ in range(3)] == [True] * 3
     assert flood.turns == [MOST_AT_ONCE, 2 * MOST_AT_ONCE, 3 * MOST_AT_ONCE]
+
+
+def test_how_late_a_device_was_is_told_once(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Statistics] = []
+    monkeypatch.setattr(worker, "_send", lambda link, message: told.append(message))
+    worker._pace.late_s = 0.25
+    for _ in range(2):
+        worker._tell(TellStatistics(b"link", "session"))
+    assert [message.values["late_s"] for message in told] == [0.25, 0.0]
 
 
 def test_few_messages_are_all_taken_before_anything_runs(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
