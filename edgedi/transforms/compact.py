@@ -91,7 +91,11 @@ def compact(
       tell. Linear heads stay.
     * "recover" trains what the other steps made towards the original's answers. It needs ``train``. With "prune" among
       the steps, a judge and no ``target`` it narrows further and trains again, and takes the smallest that scores
-      enough; else it trains the network as it is for what is left of ``budget_s``.
+      enough; else it trains the network as it is for what is left of ``budget_s``. Where no layer was narrowed or
+      replaced, there is nothing to bring back, and the network stays as it is: no smaller, it must not answer
+      otherwise. Only with both ``loss`` and ``validate`` it is trained even then, as labels may teach more than the
+      original knows, and taken where it scores more. Without ``validate`` and ``calibration`` nothing tells whether
+      training helped, and the report says so.
 
     ``calibration``: inputs without labels, a tensor or batches. ``train``: inputs, or (inputs, labels) batches, to
     learn from; ``loss(outputs, labels)`` says what is learnt of labels that are not classes. ``validate``: (inputs,
@@ -177,7 +181,7 @@ def _carried_out(
         if _misses(task, now) and not NARROWING & set(chosen[place:]):
             break
         own, later = store.within(f"{place}-{name}"), chosen[place + 1 :]
-        own_task = replace(task, store=own, recovers="recover" in later)
+        own_task = replace(task, store=own, recovers="recover" in later, exact=_is_exact(done))
         if name == "prune" and task.target_macs is None and {"scar", "recover"} & set(later):
             own_task = replace(own_task, budget=_share(task.budget, done))
         small, finished = _run(name, small, own_task, now, expected)
@@ -186,6 +190,11 @@ def _carried_out(
         own.clear()
         now = finished.step.after
     return small, done
+
+
+def _is_exact(done: Sequence[Finished]) -> bool:
+    """Whether nothing but the exact step has changed the network."""
+    return not any((one.edits or one.step.training_steps) and one.step.name != "simplify" for one in done)
 
 
 def _misses(task: Task, size: Size) -> bool:

@@ -72,22 +72,34 @@ def recover(model: nn.Module, task: Task, narrow: NarrowBy | None) -> Outcome:
 
 
 def _trained(model: nn.Module, task: Task) -> Outcome:
-    """``model`` trained for what is left of the budget; as it came where that made it no better."""
+    """``model`` trained for what is left of the budget; as it came where that made it no better.
+
+    One that answers as the original does has nothing to learn from it: only labels may make it better than that.
+    """
+    if task.exact and not _learns_from_labels(task):
+        return Outcome(model=model, note=_NOTHING)
     before = task.judge(model).value if task.judge else None
     trained = _distilled(model, task, task.budget, task.store.slot("training"))
     if trained is None:
         return Outcome(model=model, note=_FAILED)
     small, num_steps = trained.model, trained.num_steps
     if task.judge is None or before is None:
-        return Outcome(model=small, num_steps=num_steps)
+        return Outcome(model=small, num_steps=num_steps, note=_NOT_JUDGED)
     after = task.judge(small).value
     curve = (Point(macs=_macs(model, task), score=before, step="before training"),)
-    if after < before:
+    if after < before or (task.exact and after == before):
         return Outcome(model=model, note=f"training was of no use: {before:.4g} -> {after:.4g}", curve=curve)
     return Outcome(model=small, num_steps=num_steps, curve=curve)
 
 
+def _learns_from_labels(task: Task) -> bool:
+    """Whether the user says what labels teach, and has labels to tell whether it was learnt."""
+    return task.loss is not None and task.validate is not None
+
+
 _FAILED = "training failed, and the network was left as it was"
+_NOTHING = "nothing to recover: no layer was narrowed or replaced"
+_NOT_JUDGED = "nothing tells whether training helped: pass validate or calibration"
 
 
 def _smallest(model: nn.Module, task: Task, narrow: NarrowBy) -> Outcome:
@@ -111,7 +123,7 @@ def _smallest(model: nn.Module, task: Task, narrow: NarrowBy) -> Outcome:
 
 def _longer(found: Outcome, task: Task) -> Outcome:
     """The end of a search that took less than its time: its network is trained for what is left."""
-    trained = _trained(found.model, task)
+    trained = _trained(found.model, replace(task, exact=task.exact and not found.edits))
     note = f"{found.note}; {trained.note}" if trained.note else found.note
     return replace(found, model=trained.model, num_steps=found.num_steps + trained.num_steps, note=note)
 
@@ -152,7 +164,7 @@ def _cut(search: Search, start: int, task: Task, narrow: NarrowBy) -> Search | N
     macs, budget = next_macs(start, search.trials), task.budget
     if macs is None or budget.left_s <= TRIAL * task.judge_s:
         return None
-    if task.judge is not None and task.judge(search.held.model).value < task.least_score:
+    if not task.exact and task.judge is not None and task.judge(search.held.model).value < task.least_score:
         # What came in does not score enough: it is trained as it is, and cut further only if that helps.
         return None if search.trials else _timed(replace(search, tried=search.held), task)
     try:
