@@ -35,7 +35,8 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 }
 """The steps, in the order in which they run, and the arguments of which each needs one."""
 
-METHODS = ("reconstruct", "l1")
+FITTED = "reconstruct"
+METHODS = (FITTED, "l1")
 LIKENESS = 0.97
 """What a network must score that is judged without labels: no smaller network answers all inputs as the original does,
 so that a tolerance of 0 would stop everything. The judge then sees every fourth calibration input and no step does."""

@@ -14,6 +14,7 @@ from torch import nn
 from edgedi.errors import CompactionError
 from edgedi.transforms import finished as kept
 from edgedi.transforms.arguments import (
+    FITTED,
     arguments_of,
     check_budget,
     check_method,
@@ -61,7 +62,7 @@ def compact(
     loss: Loss | None = None,
     tolerance: float = 0.0,
     steps: Sequence[str] | None = None,
-    method: str = "reconstruct",
+    method: str = FITTED,
     target: Mapping[str, float] | None = None,
     cost: Profile | str = "macs",
     scar_ratio: int | str = "auto",
@@ -83,16 +84,17 @@ def compact(
       the original's make (``method`` "reconstruct"). It needs ``calibration``, or takes inputs of ``train``. The
       narrowest network found that scores enough is taken; with ``target``, as {"macs": 0.5} for half of the original's
       multiplications, that one whatever it scores. ``method`` "l1" is the published rule, to compare with: filters by
-      their weights' sums, without a fit, as long as ``validate`` allows, target or not.
+      their weights' sums, without a fit, as long as ``validate`` allows, target or not; "recover" then trains what it
+      left and narrows nothing.
     * "scar" puts SCAR blocks in the place of wide convolutions, where they cost less: each is fitted to its layer, then
       the network is trained, and as many stay as the metric allows. ``scar_ratio`` is that of a block's outputs to what
       is inside, 4 or 8, or "auto" for each its own. Needs ``train``, and ``validate`` to tell. Where "prune" did not
       reach the ``target``, or was left out, those stay that the target needs, whatever they score, and nothing needs to
       tell. Linear heads stay.
     * "recover" trains what the other steps made towards the original's answers. It needs ``train``. With "prune" among
-      the steps, a judge and no ``target`` it narrows further and trains again, and takes the smallest that scores
-      enough; else it trains the network as it is for what is left of ``budget_s``. Where no layer was narrowed or
-      replaced, there is nothing to bring back, and the network stays as it is: no smaller, it must not answer
+      the steps, not by "l1", a judge and no ``target`` it narrows further and trains again, and takes the smallest that
+      scores enough; else it trains the network as it is for what is left of ``budget_s``. Where no layer was narrowed
+      or replaced, there is nothing to bring back, and the network stays as it is: no smaller, it must not answer
       otherwise. Only with both ``loss`` and ``validate`` it is trained even then, as labels may teach more than the
       original knows, and taken where it scores more. Without ``validate`` and ``calibration`` nothing tells whether
       training helped, and the report says so.
@@ -150,7 +152,7 @@ def compact(
     store = store_of(checkpoint, model, arguments, settings, task)
     task = replace(
         task, budget=Budget(budget_s, used_s=budget.used_s + store.used_s()),
-        narrows="prune" in chosen, judge=task.judge and forgiving(task.judge, say),
+        narrows="prune" in chosen and method == FITTED, judge=task.judge and forgiving(task.judge, say),
     )  # fmt: skip
     small, done = _carried_out(chosen, task, store, size, expected)
     small = copy.deepcopy(model) if small is model else small

@@ -111,7 +111,7 @@ class Task:
     method: str = "reconstruct"
     seed: int = 0
     narrows: bool = False
-    """Whether "recover" may narrow layers further: where "prune" is among the steps."""
+    """Whether "recover" may narrow layers further: where "prune" is among the steps, by the method that fits."""
     recovers: bool = False
     """Whether "recover" follows, which trains what the step at hand makes."""
     exact: bool = False

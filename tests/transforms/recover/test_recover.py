@@ -283,12 +283,11 @@ def told(model: nn.Module) -> list[tuple[Any, ...]]:
 
 def test_with_pruning_among_the_steps_it_narrows_further(original: nn.Module, options: dict[str, Any]):
     given = {**options, "train": batches_of(*blobs()), "steps": ("simplify", "prune", "recover")}
-    # The published rule cuts little without training, so that much is left for this step.
-    small = compact(original, X, method="l1", **given)
+    small = compact(original, X, **{**given, "tolerance": 0.01})
     _, pruned, recovered = small.compaction.steps
     assert recovered.before == pruned.after
-    assert recovered.after.macs < 0.75 * pruned.after.macs
-    assert recovered.score.value >= small.compaction.score.value - 0.05
+    assert recovered.after.macs < 0.9 * pruned.after.macs
+    assert recovered.score.value >= small.compaction.score.value - 0.01
     assert recovered.note.startswith("of ")
     with torch.no_grad():
         assert small(X).shape == (8, 3)
@@ -296,6 +295,17 @@ def test_with_pruning_among_the_steps_it_narrows_further(original: nn.Module, op
     _, pruned, recovered = to_target.compaction.steps
     assert pruned.after.macs <= 0.3 * macs_of(original)
     assert recovered.after == pruned.after
+    assert recovered.score.value >= pruned.score.value
+
+
+def test_the_published_rule_is_all_that_narrows_where_it_was_asked_for(original: nn.Module, options: dict[str, Any]):
+    given = {**options, "train": batches_of(*blobs()), "method": "l1"}
+    small = compact(original, X, **{**given, "steps": ("simplify", "prune", "recover")})
+    alone = compact(original, X, **{**given, "steps": ("simplify", "prune")})
+    _, pruned, recovered = small.compaction.steps
+    assert pruned.after == alone.compaction.steps[-1].after
+    assert pruned.after.macs < pruned.before.macs
+    assert recovered.after == recovered.before == pruned.after
     assert recovered.score.value >= pruned.score.value
 
 
@@ -374,7 +384,7 @@ def test_a_killed_compact_goes_on(
     pruned: bool,
 ):
     if pruned:
-        options |= {"steps": ("simplify", "prune", "recover"), "method": "l1"}
+        options |= {"steps": ("simplify", "prune", "recover"), "tolerance": 0.0}
     monkeypatch.setattr("edgedi.transforms.store.EVERY_S", 0.0)  # every step is kept
     batches = Batches(batches_of(*blobs()))
     expected = compact(original, X, train=batches, **options)
