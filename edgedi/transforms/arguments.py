@@ -86,6 +86,29 @@ def arguments_of(example_inputs: Any) -> tuple[Any, ...]:
     return tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
 
 
+def check_inputs(arguments: tuple[Any, ...]) -> None:
+    """``ValueError`` for an example that holds what is not finite."""
+    for place, argument in enumerate(arguments):
+        name = "example_inputs" if len(arguments) == 1 else f"example_inputs[{place}]"
+        if not _is_finite(argument):
+            raise ValueError(f"{name} holds NaN or infinity, by which no answers can be compared; give finite numbers")
+
+
+def check_answer(answer: Any) -> None:
+    """``ValueError`` for an answer of the original that is not finite: whatever differs there would not be seen."""
+    if not _is_finite(answer):
+        raise ValueError(
+            "the model's answer to example_inputs holds NaN or infinity, so that nothing can be compared with it; give"
+            " example_inputs that it answers with finite numbers, and look at its weights where there are none"
+        )
+
+
+def _is_finite(value: Any) -> bool:
+    numbers = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    numbers = [leaf for leaf in numbers if leaf.is_floating_point() or leaf.is_complex()]
+    return all(bool(leaf.isfinite().all()) for leaf in numbers)
+
+
 def steps_of(steps: Sequence[str] | None, given: Mapping[str, Any]) -> tuple[str, ...]:
     """The steps to run: those asked for, or all that there is data for. ``given``: arguments with data, by name."""
     if steps is None:

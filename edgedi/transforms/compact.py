@@ -16,7 +16,9 @@ from edgedi.transforms import finished as kept
 from edgedi.transforms.arguments import (
     FITTED,
     arguments_of,
+    check_answer,
     check_budget,
+    check_inputs,
     check_method,
     check_model,
     check_prunable,
@@ -122,11 +124,11 @@ def compact(
     ``progress`` is called with a line per step; by default a terminal shows them.
 
     Raises ``ValueError`` for a model in training mode, one that is not on the CPU and is to be pruned, inputs that the
-    model refuses, a step that does not exist or lacks its data, data that are empty or shuffled, a ``metric`` without
-    ``validate``, and a checkpoint that is damaged, or of another model or other arguments; ``CompactionError`` for
-    "prune" where Torch-Pruning is not installed (the extra ``compact`` holds it), a model that does not export, an
-    answer that differs, and a target that is not reached: its ``best`` is the network that came nearest, untrained, and
-    its ``curve`` what scores there are.
+    model refuses or that it does not answer with finite numbers, a step that does not exist or lacks its data, data
+    that are empty or shuffled, a ``metric`` without ``validate``, and a checkpoint that is damaged, or of another model
+    or other arguments; ``CompactionError`` for "prune" where Torch-Pruning is not installed (the extra ``compact``
+    holds it), a model that does not export, an answer that differs, and a target that is not reached: its ``best`` is
+    the network that came nearest, untrained, and its ``curve`` what scores there are.
     """
     check_model(model)
     check_budget(budget_s)
@@ -240,7 +242,10 @@ def _curve(score: Score | None, size: Size, done: Sequence[Finished]) -> tuple[P
 
 
 def _first_run(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
+    check_inputs(arguments)
     try:
-        return measured(model, arguments)
+        found = measured(model, arguments)
     except Exception as error:  # the model's own code may raise anything
         raise ValueError(f"the model refuses example_inputs: {type(error).__name__}: {error}") from error
+    check_answer(found[0])
+    return found
