@@ -49,7 +49,7 @@ COMPACT = {
     "checkpoint": None,
     "validate": None,
     "metric": "accuracy",
-    "tolerance": 0.0,
+    "tolerance": None,
     "steps": None,
     "method": "reconstruct",
     "target": None,

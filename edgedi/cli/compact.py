@@ -47,8 +47,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--force", action="store_true", help="replace these files in a folder that holds something")
     made.add_argument("--steps", type=_names, metavar="NAME,...", help="of the steps of compact (default: all that "
                       "there is data for)")  # fmt: skip
-    made.add_argument("--tolerance", type=_fall, metavar="NUMBER", help="by how much the metric may fall (default 0; "
-                      "0.01 is one point of accuracy)")  # fmt: skip
+    made.add_argument("--tolerance", type=_fall, metavar="NUMBER", help="by how much the metric may fall (default 0, "
+                      "without labels to tell 0.03 of the answers; 0.01 is one point of accuracy)")  # fmt: skip
     made.add_argument("--target", type=_target, metavar="SHARE", help="of the original's multiplications, reached "
                       "whatever the metric says, or an error (--method l1 goes as far as the metric allows); 0.5 is "
                       "half (default: as few as the metric allows)")  # fmt: skip

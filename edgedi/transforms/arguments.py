@@ -38,8 +38,9 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 FITTED = "reconstruct"
 METHODS = (FITTED, "l1")
 LIKENESS = 0.97
-"""What a network must score that is judged without labels: no smaller network answers all inputs as the original does,
-so that a tolerance of 0 would stop everything. The judge then sees every fourth calibration input and no step does."""
+"""What a network must score that is judged without labels, where the user does not say: no smaller network answers all
+inputs as the original does, so that a tolerance of 0 would stop everything. The judge then sees every fourth
+calibration input and no step does."""
 
 
 def check_model(model: Any) -> None:
@@ -192,21 +193,31 @@ def task_of(
     return task
 
 
-def judged(task: Task, metric: Metric | str, validate: Any, tolerance: float) -> Task:
+def fall_of(tolerance: Any, metric: Metric | str, validate: Any) -> float:
+    """By how much the score may fall: ``tolerance``, or what is usual where that is ``None``.
+
+    A metric of the user's has a unit of its own; accuracy and likeness are shares of 1.
+    """
+    if tolerance is None:
+        return 1 - LIKENESS if validate is None else 0.0
+    number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
+    if not (number and 0 <= tolerance < math.inf):
+        raise ValueError(f"tolerance is {tolerance!r}; give how much the metric may fall, 0 or more, or None")
+    if tolerance >= 1 and not callable(metric):
+        raise ValueError(f"tolerance is {tolerance!r}; it is a share of 1: give 0.005 for half a point of accuracy")
+    return float(tolerance)
+
+
+def judged(task: Task, metric: Metric | str, validate: Any, fall: float) -> Task:
     """With the judge, the original's score and the least that a step's result must have, and without the inputs that
     only the judge may see; as it is where there is nothing to judge by."""
-    if not (isinstance(tolerance, (int, float)) and 0 <= tolerance < math.inf):
-        raise ValueError(f"tolerance is {tolerance!r}; give how much the metric may fall, 0 or more (0.01 is a point)")
     task, judge = _with_judge(task, metric, validate)
     if judge is None:
         return task
     judge, started_s = judging_once(judge), task.budget.used_s
     score = judge(task.original)
-    least = score.value - tolerance
-    return replace(
-        task, judge=judge, judge_s=task.budget.used_s - started_s, score=score,
-        least_score=least if task.validate is not None else min(LIKENESS, least),
-    )  # fmt: skip
+    judge_s = task.budget.used_s - started_s
+    return replace(task, judge=judge, judge_s=judge_s, score=score, least_score=score.value - fall)
 
 
 def _runs_on(model: nn.Module, data: Data) -> None:

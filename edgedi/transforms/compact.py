@@ -22,6 +22,7 @@ from edgedi.transforms.arguments import (
     check_method,
     check_model,
     check_prunable,
+    fall_of,
     judged,
     say_of,
     share_of,
@@ -62,7 +63,7 @@ def compact(
     validate: Any = None,
     metric: Metric | str = "accuracy",
     loss: Loss | None = None,
-    tolerance: float = 0.0,
+    tolerance: float | None = None,
     steps: Sequence[str] | None = None,
     method: str = FITTED,
     target: Mapping[str, float] | None = None,
@@ -104,11 +105,12 @@ def compact(
     ``calibration``: inputs without labels, a tensor or batches. ``train``: inputs, or (inputs, labels) batches, to
     learn from; ``loss(outputs, labels)`` says what is learnt of labels that are not classes. ``validate``: (inputs,
     labels) batches in a fixed order, by which a smaller network is taken or not: ``metric`` of it may fall by
-    ``tolerance`` at most. Without it a network must answer as the original does on 97 % of the calibration inputs,
-    every fourth of which is kept for that. ``metric`` is "accuracy", or a callable of (model, validate) that gives more
-    for a better network; one for which it gives no finite number is too bad. ``budget_s``: the seconds to be used, met
-    within a tenth where there is training to do, to which "prune" leaves a half; a ``target`` is reached however long
-    that takes.
+    ``tolerance`` at most, by default not at all. Without it a network must answer as the original does on all
+    calibration inputs but a share of ``tolerance``, by default 3 %; every fourth of them is kept for that. For half a
+    point of accuracy ``tolerance`` is 0.005; for a ``metric`` of your own it is in that metric's unit. ``metric`` is
+    "accuracy", or a callable of (model, validate) that gives more for a better network; one for which it gives no
+    finite number is too bad. ``budget_s``: the seconds to be used, met within a tenth where there is training to do, to
+    which "prune" leaves a half; a ``target`` is reached however long that takes.
 
     ``cost`` says where to save first: multiplications count the same everywhere ("macs"), or as long as devices were
     measured to take for them, by a ``ClusterProfile`` of this model such as ``session.profile``.
@@ -132,6 +134,7 @@ def compact(
     """
     check_model(model)
     check_budget(budget_s)
+    fall = fall_of(tolerance, metric, validate)
     arguments, say = arguments_of(example_inputs), say_of(progress)
     chosen = steps_of(steps, {"calibration": calibration, "train": train, "validate": validate})
     check_method(method, chosen, validate)
@@ -145,9 +148,9 @@ def compact(
         budget=budget, scar_ratio=scar_ratio, seed=seed, method=method,
         target_macs=None if share is None else round(share * size.macs), prices=prices_of(cost, model, arguments),
     )  # fmt: skip
-    task = judged(task, metric, validate, tolerance)
+    task = judged(task, metric, validate, fall)
     settings = {
-        "steps": chosen, "tolerance": tolerance, "seed": seed, "budget_s": budget_s, "metric": metric, "loss": loss,
+        "steps": chosen, "tolerance": fall, "seed": seed, "budget_s": budget_s, "metric": metric, "loss": loss,
         "method": method, "target": share, "scar_ratio": scar_ratio,
         "prices": dict(task.prices),
     }  # fmt: skip

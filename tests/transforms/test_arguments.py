@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from edgedi.errors import CompactionError
 from edgedi.transforms import compact as module
 from edgedi.transforms.compact import compact
+from edgedi.transforms.score import Score
 from edgedi.transforms.task import Outcome, Task
 
 X, Y = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -32,6 +33,9 @@ def linear() -> nn.Module:
         ({"tolerance": -0.1}, r"tolerance is -0.1; give how much the metric may fall"),
         ({"tolerance": float("nan")}, "tolerance is nan"),
         ({"tolerance": "1 %"}, "tolerance is '1 %'"),
+        ({"tolerance": True}, "tolerance is True; give how much"),
+        ({"tolerance": 1}, "tolerance is 1; it is a share of 1: give 0.005 for half a point of accuracy"),
+        ({"tolerance": 0.5 + 0.5, "validate": [(X, Y)]}, "tolerance is 1.0; it is a share of 1"),
         ({"validate": [(X, Y)], "metric": "recall"}, "metric is 'recall'; give \"accuracy\", or a callable"),
         ({"metric": "recall"}, "metric is 'recall'"),
         ({"metric": lambda m, v: 1.0}, r"metric is a callable of .*, and there is no validate: pass validate=\.\.\."),
@@ -122,6 +126,24 @@ def test_the_bar_is_the_score_of_the_original_less_the_tolerance(task: list[Task
     (only,) = task[-1:]
     assert only.score is not None
     assert (only.score.value, only.score.count, only.least_score) == (1.0, 6, 0.75)
+
+
+@pytest.mark.parametrize(("tolerance", "least"), [(None, 0.97), (0.0, 1.0), (0.01, 0.99), (0.25, 0.75)])
+def test_without_labels_the_bar_is_the_tolerance_where_one_is_given(
+    task: list[Task], tolerance: float | None, least: float
+):
+    compact(linear(), X, calibration=X, tolerance=tolerance)
+    assert (task[-1].score, task[-1].least_score) == (Score(value=1.0, count=6), least)
+
+
+def test_where_nothing_is_said_the_score_may_not_fall(task: list[Task]):
+    compact(linear(), X, validate=[(X, linear()(X).argmax(1))])
+    assert task[-1].least_score == 1.0
+
+
+def test_a_metric_of_the_users_falls_in_its_own_unit(task: list[Task]):
+    compact(linear(), X, validate=[(X, Y)], metric=lambda model, validate: 40.0, tolerance=2.5)
+    assert task[-1].least_score == 37.5
 
 
 def test_training_data_may_lack_labels(task: list[Task]):
