@@ -34,6 +34,11 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "recover": ("train",),
 }
 """The steps, in the order in which they run, and the arguments of which each needs one."""
+BOUNDS: Mapping[str, tuple[str, ...]] = {
+    "prune": ("validate", "calibration", "target"),
+    "scar": ("validate", "calibration", "target"),
+}
+"""The arguments of which one says how far a step may go: it changes nothing without."""
 
 FITTED = "reconstruct"
 METHODS = (FITTED, "l1")
@@ -69,6 +74,12 @@ def check_budget(budget_s: Any) -> None:
     number = isinstance(budget_s, (int, float)) and not isinstance(budget_s, bool)
     if budget_s is not None and not (number and 0 < budget_s < math.inf):
         raise ValueError(f"budget_s is {budget_s!r}; give seconds, more than 0, or None")
+
+
+def check_seed(seed: Any) -> None:
+    """``ValueError`` where it is no number that every generator takes."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed!r}; give a whole number, from 0 to 2**63 - 1")
 
 
 def ratio_of(scar_ratio: Any) -> int | None:
@@ -111,18 +122,25 @@ def _is_finite(value: Any) -> bool:
 
 
 def steps_of(steps: Sequence[str] | None, given: Mapping[str, Any]) -> tuple[str, ...]:
-    """The steps to run: those asked for, or all that there is data for. ``given``: arguments with data, by name."""
+    """The steps to run: those asked for, or all that there is data for. ``given``: arguments with data, by name.
+
+    A step that was asked for and could do nothing is refused; one that was not says so in the report.
+    """
     if steps is None:
-        return tuple(step for step in NEEDS if _has_data(step, given))
+        return tuple(step for step in NEEDS if _has_one(NEEDS[step], given))
     if isinstance(steps, str):
         raise TypeError(f"steps is the string {steps!r}; give a tuple, as in steps=({steps!r},)")
-    unknown = [step for step in steps if step not in NEEDS]
+    if not isinstance(steps, Sequence):
+        raise TypeError(f"steps is a {type(steps).__name__}; give a tuple, as in steps=('simplify', 'prune')")
+    unknown = [step for step in steps if step not in tuple(NEEDS)]
     if unknown:
         there = ", ".join(map(repr, NEEDS))
         raise ValueError(f"steps hold {', '.join(map(repr, unknown))}; there is {there}")
     for step in steps:
-        if not _has_data(step, given):
-            raise ValueError(f"the step {step!r} needs data: pass {' or '.join(f'{n}=...' for n in NEEDS[step])}")
+        if not _has_one(NEEDS[step], given):
+            raise ValueError(f"the step {step!r} needs data: pass {_either(NEEDS[step])}")
+        if not _has_one(BOUNDS.get(step, ()), given):
+            raise ValueError(f"nothing says how far the step {step!r} may go: pass {_either(BOUNDS[step])}")
     return tuple(steps)
 
 
@@ -151,8 +169,13 @@ def share_of(target: Any, steps: Sequence[str]) -> float | None:
     return float(share)
 
 
-def _has_data(step: str, given: Mapping[str, Any]) -> bool:
-    return not NEEDS[step] or any(given.get(name) is not None for name in NEEDS[step])
+def _has_one(names: Sequence[str], given: Mapping[str, Any]) -> bool:
+    """Of ``names``, where there are any."""
+    return not names or any(given.get(name) is not None for name in names)
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(f"{name}=..." for name in names)
 
 
 def task_of(

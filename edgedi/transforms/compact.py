@@ -22,6 +22,7 @@ from edgedi.transforms.arguments import (
     check_method,
     check_model,
     check_prunable,
+    check_seed,
     fall_of,
     judged,
     say_of,
@@ -76,7 +77,8 @@ def compact(
 ) -> nn.Module:
     """A smaller copy of ``model`` that answers as well; ``model`` itself stays as it is.
 
-    ``example_inputs``: a tensor, or a tuple of arguments. ``steps``, by default all that there is data for, in order:
+    ``example_inputs``: a tensor, or a tuple of arguments. ``steps``, by default all that there is data for, in order
+    (one that lacks what tells how far it may go is skipped, and the report says so; one that you name is refused):
 
     * "simplify" needs no data and gives the same answers up to rounding: it folds batch normalisation, and takes out
       identities, channels that are zero whatever the input, and channels that equal others, with all that only fed
@@ -126,17 +128,19 @@ def compact(
     ``progress`` is called with a line per step; by default a terminal shows them.
 
     Raises ``ValueError`` for a model in training mode, one that is not on the CPU and is to be pruned, inputs that the
-    model refuses or that it does not answer with finite numbers, a step that does not exist or lacks its data, data
-    that are empty or shuffled, a ``metric`` without ``validate``, and a checkpoint that is damaged, or of another model
-    or other arguments; ``CompactionError`` for "prune" where Torch-Pruning is not installed (the extra ``compact``
-    holds it), a model that does not export, an answer that differs, and a target that is not reached: its ``best`` is
-    the network that came nearest, untrained, and its ``curve`` what scores there are.
+    model refuses or that it does not answer with finite numbers, a step that does not exist, lacks its data or could do
+    nothing, data that are empty or shuffled, a ``metric`` without ``validate``, and a checkpoint that is damaged, or of
+    another model or other arguments; ``CompactionError`` for "prune" where Torch-Pruning is not installed (the extra
+    ``compact`` holds it), a model that does not export, an answer that differs, and a target that is not reached: its
+    ``best`` is the network that came nearest, untrained, and its ``curve`` what scores there are.
     """
     check_model(model)
     check_budget(budget_s)
+    check_seed(seed)
     fall = fall_of(tolerance, metric, validate)
     arguments, say = arguments_of(example_inputs), say_of(progress)
-    chosen = steps_of(steps, {"calibration": calibration, "train": train, "validate": validate})
+    given = {"calibration": calibration, "train": train, "validate": validate, "target": target}
+    chosen = steps_of(steps, given)
     check_method(method, chosen, validate)
     share = share_of(target, chosen)
     if "prune" in chosen:

@@ -29,6 +29,20 @@ def linear() -> nn.Module:
     [
         ({"steps": ("recover",)}, r"the step 'recover' needs data: pass train=\.\.\."),
         ({"steps": ("recover",), "validate": [(X, Y)]}, r"the step 'recover' needs data: pass train=\.\.\."),
+        (
+            {"steps": ("scar",), "train": X},
+            r"how far the step 'scar' may go: pass validate=\.\.\. or calibration=\.\.\.",
+        ),
+        (
+            {"steps": ("prune",), "train": X},
+            r"nothing says how far the step 'prune' may go: pass validate=.* or target=",
+        ),
+        ({"seed": "a"}, r"seed is 'a'; give a whole number, from 0 to 2\*\*63 - 1"),
+        ({"seed": 1.5}, r"seed is 1\.5; give a whole number"),
+        ({"seed": None}, "seed is None; give a whole number"),
+        ({"seed": True}, "seed is True; give a whole number"),
+        ({"seed": -1}, "seed is -1; give a whole number"),
+        ({"steps": (["prune"],)}, r"steps hold \['prune'\]; there is 'simplify'"),
         ({"steps": ("shrink",)}, "steps hold 'shrink'; there is 'simplify'"),
         ({"tolerance": -0.1}, r"tolerance is -0.1; give how much the metric may fall"),
         ({"tolerance": float("nan")}, "tolerance is nan"),
@@ -64,6 +78,8 @@ def test_a_wrong_argument_is_named(arguments: dict[str, Any], message: str):
         ({"train": 3}, "train is a int; give a tensor, a list of batches or a DataLoader"),
         ({"train": [(X, Y)], "loss": "mse"}, r"loss is a str; give a callable of \(outputs, labels\)"),
         ({"loss": "mse"}, r"loss is a str; give a callable of \(outputs, labels\)"),
+        ({"steps": 3}, r"steps is a int; give a tuple, as in steps=\('simplify', 'prune'\)"),
+        ({"steps": {"simplify"}}, "steps is a set; give a tuple"),
         ({"checkpoint": 3}, "checkpoint is a int; give the path of a folder"),
     ],
 )
@@ -80,7 +96,7 @@ def test_a_model_elsewhere_than_prune_computes():
     with pytest.raises(ValueError, match=message):
         compact(model, X.to("meta"), calibration=X)
     with pytest.raises(ValueError, match=message):
-        compact(model, X.to("meta"), steps=("prune",), train=[(X, Y)])
+        compact(model, X.to("meta"), steps=("prune",), train=[(X, Y)], target={"macs": 0.5})
 
 
 def test_without_torch_pruning_nothing_is_begun(task: list[Task], monkeypatch: pytest.MonkeyPatch):
