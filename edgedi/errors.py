@@ -80,3 +80,10 @@ class CompactionError(EdgediError):
     def __init__(self, reason: str, *, layer: str | None = None, best: Any = None, curve: Sequence[Any] = ()) -> None:
         self.layer, self.best, self.curve = layer, best, tuple(curve)
         super().__init__(reason + (f" (layer {layer})" if layer else ""))
+
+
+class NotFinite(EdgediError, ValueError):
+    """A metric gave something else than a finite number: of the original an error, of a network on the way a bad score.
+
+    A ``ValueError`` as well: the metric is an argument.
+    """

@@ -130,9 +130,10 @@ def compact(
     Raises ``ValueError`` for a model in training mode, one that is not on the CPU and is to be pruned, inputs that the
     model refuses or that it does not answer with finite numbers, a step that does not exist, lacks its data or could do
     nothing, data that are empty or shuffled, a ``metric`` without ``validate``, and a checkpoint that is damaged, or of
-    another model or other arguments; ``CompactionError`` for "prune" where Torch-Pruning is not installed (the extra
-    ``compact`` holds it), a model that does not export, an answer that differs, and a target that is not reached: its
-    ``best`` is the network that came nearest, untrained, and its ``curve`` what scores there are.
+    another model or other arguments; ``NotFinite``, a ``ValueError`` too, for a ``metric`` that gives no finite number
+    for ``model``; ``CompactionError`` for "prune" where Torch-Pruning is not installed (the extra ``compact`` holds
+    it), a model that does not export, an answer that differs, and a target that is not reached: its ``best`` is the
+    network that came nearest, untrained, and its ``curve`` what scores there are.
     """
     check_model(model)
     check_budget(budget_s)
