@@ -40,7 +40,7 @@ from edgedi.transforms.recover.recover import recover_step
 from edgedi.transforms.replace.replace import replace_step
 from edgedi.transforms.report import Compaction, Size, Step, changes, missed
 from edgedi.transforms.score import Metric, Score, forgiving
-from edgedi.transforms.store import Store
+from edgedi.transforms.store import Slot, Store
 from edgedi.transforms.task import Budget, Loss, Outcome, Point, Say, Task
 
 NARROWING = {"prune", "scar"}
@@ -196,7 +196,7 @@ def _carried_out(
         own_task = replace(task, store=own, recovers="recover" in later, exact=_is_exact(done))
         if name == "prune" and task.target_macs is None and {"scar", "recover"} & set(later):
             own_task = replace(own_task, budget=_share(task.budget, done))
-        small, finished = _run(name, small, own_task, now, expected)
+        small, finished = _run(name, small, own_task, now, expected, _spent_s(own.slot("begun"), store))
         done.append(finished)
         kept.save(slot, done)
         own.clear()
@@ -221,15 +221,25 @@ def _share(budget: Budget, done: Sequence[Finished]) -> Budget:
     return budget.until(before_s + PRUNING * max(0.0, budget.seconds - before_s))
 
 
-def _run(name: str, model: nn.Module, task: Task, size: Size, expected: Any) -> tuple[nn.Module, Finished]:
-    """One step, and what it came to."""
+def _spent_s(slot: Slot, store: Store) -> float:
+    """Seconds that a step took before its run was killed, as far as they were saved; 0 where it begins now."""
+    saved = slot.load()
+    spent_s = 0.0 if saved is None else store.earlier_s - saved["begun_s"]
+    slot.save({"begun_s": store.used_s() - spent_s})
+    return spent_s
+
+
+def _run(
+    name: str, model: nn.Module, task: Task, size: Size, expected: Any, spent_s: float
+) -> tuple[nn.Module, Finished]:
+    """One step, which took ``spent_s`` before a kill, and what it came to."""
     started_s = task.budget.used_s
     outcome = STEPS[name](model, task)
     answer, _, now = measured(outcome.model, task.arguments)
     step = Step(
         name=name, before=size, after=now, difference=difference(answer, expected), note=outcome.note,
         left_alone=tuple(outcome.left_alone),
-        seconds=task.budget.used_s - started_s, training_steps=outcome.num_steps,
+        seconds=spent_s + task.budget.used_s - started_s, training_steps=outcome.num_steps,
         score=task.judge(outcome.model) if task.judge else None,
     )  # fmt: skip
     task.say(f"{name}: {size.parameters:,} -> {now.parameters:,} parameters, {size.macs:,} -> {now.macs:,} MACs")
