@@ -92,10 +92,11 @@ def compact(
       their weights' sums, without a fit, as long as ``validate`` allows, target or not; "recover" then trains what it
       left and narrows nothing.
     * "scar" puts SCAR blocks in the place of wide convolutions, where they cost less: each is fitted to its layer, then
-      the network is trained, and as many stay as the metric allows. ``scar_ratio`` is that of a block's outputs to what
-      is inside, 4 or 8, or "auto" for each its own. Needs ``train``, and ``validate`` to tell. Where "prune" did not
-      reach the ``target``, or was left out, those stay that the target needs, whatever they score, and nothing needs to
-      tell. Linear heads stay.
+      the network is trained, with all blocks, then with half as many, those that save most for their error, and so on
+      until the metric holds; what lies between is not tried. ``scar_ratio`` is that of a block's outputs to what is
+      inside, 4 or 8, or "auto" for each its own. Needs ``train``, and ``validate`` to tell. Where "prune" did not reach
+      the ``target``, or was left out, those stay that the target needs, whatever they score, and nothing needs to tell.
+      Linear heads stay.
     * "recover" trains what the other steps made towards the original's answers. It needs ``train``. With "prune" among
       the steps, not by "l1", a judge and no ``target`` it narrows further and trains again, and takes the smallest that
       scores enough; else it trains the network as it is for what is left of ``budget_s``. Where no layer was narrowed

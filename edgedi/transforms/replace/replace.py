@@ -1,4 +1,7 @@
-"""The step "scar": blocks for convolutions, as many as the score allows after training the whole."""
+"""The step "scar": blocks for convolutions, all, a half, a fourth... of those that pay, as the score allows.
+
+What lies between is not looked for: each number of blocks costs a training, which has half of the time that is left.
+"""
 
 from __future__ import annotations
 
