@@ -78,7 +78,7 @@ def test_a_step_that_was_killed_counts_its_seconds_of_both_runs(
     """Reading a batch takes a second, nothing else any; what comes before the steps of the second run is none of it."""
     monkeypatch.setattr("edgedi.transforms.arguments.Store", partial(Store, clock=clock))
     monkeypatch.setattr("edgedi.transforms.store.EVERY_S", 0.0)
-    monkeypatch.setattr("edgedi.transforms.recover.recover.STEPS_WITHOUT_BUDGET", 20)
+    monkeypatch.setattr("edgedi.transforms.recover.training.STEPS_WITHOUT_BUDGET", 20)
     batches, begun_s = Batches(batches_of(*blobs()), clock), list[float]()
 
     def say(line: str) -> None:

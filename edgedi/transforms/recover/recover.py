@@ -11,15 +11,13 @@ from torch import nn
 
 from edgedi.errors import CompactionError
 from edgedi.transforms.edits import plain_of, redo, value_of
-from edgedi.transforms.measure import measured
+from edgedi.transforms.measure import macs_of
 from edgedi.transforms.prune.prune import narrow_to
-from edgedi.transforms.recover.distil import Trained, distil
+from edgedi.transforms.recover.distil import Trained
 from edgedi.transforms.recover.search import Trial, next_macs, share_of
+from edgedi.transforms.recover.training import train
 from edgedi.transforms.store import Slot
 from edgedi.transforms.task import Budget, Edit, Outcome, Point, Task
-
-STEPS_WITHOUT_BUDGET = 1000
-"""So many steps has a training where ``budget_s`` is not given."""
 
 REST = 0.05
 """The share of the budget that a search may leave unused."""
@@ -86,7 +84,7 @@ def _trained(model: nn.Module, task: Task) -> Outcome:
     if task.judge is None or before is None:
         return Outcome(model=small, num_steps=num_steps, note=_NOT_JUDGED)
     after = task.judge(small).value
-    curve = (Point(macs=_macs(model, task), score=before, step="before training"),)
+    curve = (Point(macs=macs_of(model, task.arguments), score=before, step="before training"),)
     if after < before or (task.exact and after == before):
         return Outcome(model=model, note=f"training was of no use: {before:.4g} -> {after:.4g}", curve=curve)
     return Outcome(model=small, num_steps=num_steps, curve=curve)
@@ -103,7 +101,7 @@ _NOT_JUDGED = "nothing tells whether training helped: pass validate or calibrati
 
 
 def _smallest(model: nn.Module, task: Task, narrow: NarrowBy) -> Outcome:
-    slot, start = task.store.slot("search"), _macs(model, task)
+    slot, start = task.store.slot("search"), macs_of(model, task.arguments)
     last = _load(slot, model, task)
     while (further := _further(last, start, task, narrow, slot)) is not None:
         last = further
@@ -141,7 +139,7 @@ def _further(search: Search, start: int, task: Task, narrow: NarrowBy, slot: Slo
         budget = budget.part(search.until_s - budget.used_s)
     trained = _distilled(tried.model, task, budget, task.store.slot(f"training-{len(search.trials)}"))
     score = None if trained is None or task.judge is None else task.judge(trained.model).value
-    held, macs = score is not None and score >= task.least_score, _macs(tried.model, task)
+    held, macs = score is not None and score >= task.least_score, macs_of(tried.model, task.arguments)
     task.say(f"recover: {macs:,} MACs score {score}, {'enough' if held else 'too little'}")
     after = Search(
         held=_after_training(tried, trained) if held and trained is not None else search.held,
@@ -172,7 +170,7 @@ def _cut(search: Search, start: int, task: Task, narrow: NarrowBy) -> Search | N
         outcome = narrow(search.held.model, within, macs)
     except CompactionError:  # nothing that narrow is left to be had
         return None
-    if _macs(outcome.model, task) >= _macs(search.held.model, task):
+    if macs_of(outcome.model, task.arguments) >= macs_of(search.held.model, task.arguments):
         return None
     tried = replace(search.held, model=outcome.model, edits=(*search.held.edits, *outcome.edits))
     return _timed(replace(search, tried=tried), task)
@@ -188,22 +186,12 @@ def _timed(search: Search, task: Task) -> Search:
 
 
 def _distilled(model: nn.Module, task: Task, budget: Budget, slot: Slot) -> Trained | None:
-    """``model`` trained, with time left to judge it; ``None`` where that failed."""
-    assert task.train is not None
-    endless = budget.seconds is None
+    """``model`` trained; ``None`` where that failed."""
     try:
-        return distil(
-            model, task.original, task.train, num_steps=STEPS_WITHOUT_BUDGET if endless else None,
-            budget=None if endless else budget.but(task.judge_s), loss=task.loss, seed=task.seed, judge=task.judge,
-            judge_s=task.judge_s, slot=slot, say=lambda line: task.say(f"recover: {line}"),
-        )  # fmt: skip
+        return train(model, task, budget, slot, "recover")
     except CompactionError as error:
         task.say(f"recover: {error}")
         return None
-
-
-def _macs(model: nn.Module, task: Task) -> int:
-    return measured(model, task.arguments)[2].macs
 
 
 def _save(slot: Slot, search: Search) -> None:

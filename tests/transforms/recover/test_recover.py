@@ -17,7 +17,7 @@ from edgedi.transforms import edits
 from edgedi.transforms.compact import compact
 from edgedi.transforms.exact.simplify import simplify
 from edgedi.transforms.measure import answer_of, measured
-from edgedi.transforms.recover import recover as module
+from edgedi.transforms.recover import training
 from edgedi.transforms.recover.distil import Trained
 from edgedi.transforms.recover.recover import recover
 from edgedi.transforms.recover.search import MOST_TRIALS, Trial, next_macs, share_of
@@ -82,7 +82,7 @@ def folded(original: nn.Module) -> nn.Module:
 @pytest.fixture
 def task_of(original: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Task]:
     """A task without an end, in which a training has few steps."""
-    monkeypatch.setattr(module, "STEPS_WITHOUT_BUDGET", 20)
+    monkeypatch.setattr(training, "STEPS_WITHOUT_BUDGET", 20)
 
     def make(**options: Any) -> Task:
         usual: dict[str, Any] = {
@@ -227,7 +227,7 @@ def test_a_training_has_its_time_however_long_narrowing_took(
         clock.now_s += budget.left_s
         return Trained(model=student, num_steps=1)
 
-    monkeypatch.setattr(module, "distil", trained_by)
+    monkeypatch.setattr(training, "distil", trained_by)
     recover(folded, task_of(judge=by_width(5), least_score=1.0, budget=Budget(240.0, clock)), slowly)
     assert given[0] == pytest.approx(40.0)
     assert trainings[0] == pytest.approx(230 / 6)
@@ -270,7 +270,7 @@ def test_a_killed_search_ends_as_if_it_had_not_been(
 
 @pytest.fixture
 def options(original: nn.Module, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(module, "STEPS_WITHOUT_BUDGET", 20)
+    monkeypatch.setattr(training, "STEPS_WITHOUT_BUDGET", 20)
     return {
         "validate": batches_of(*blobs(300, seed=1)), "tolerance": 0.05, "steps": ("simplify", "recover"),
         "loss": nn.functional.cross_entropy,
