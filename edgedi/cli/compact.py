@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--scar-ratio", type=_ratio, metavar="RATIO", help="of SCAR blocks: 4, 8, or auto, each layer "
                       "its own (default)")  # fmt: skip
     made.add_argument("--budget", type=_seconds, dest="budget_s", metavar="SECONDS", help="how long it may take "
-                      "(default: as long as training needs)")  # fmt: skip
+                      "(default: 1,000 steps of each training); a --target takes as long as it needs")  # fmt: skip
     made.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="keep what there is, after each step and once "
                       "a minute; the same command goes on there after a kill, to the same result unless --budget "
                       "is given")  # fmt: skip

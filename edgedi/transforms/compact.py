@@ -93,10 +93,10 @@ def compact(
       left and narrows nothing.
     * "scar" puts SCAR blocks in the place of wide convolutions, where they cost less: each is fitted to its layer, then
       the network is trained, with all blocks, then with half as many, those that save most for their error, and so on
-      until the metric holds; what lies between is not tried. ``scar_ratio`` is that of a block's outputs to what is
-      inside, 4 or 8, or "auto" for each its own. Needs ``train``, and ``validate`` to tell. Where "prune" did not reach
-      the ``target``, or was left out, those stay that the target needs, whatever they score, and nothing needs to tell.
-      Linear heads stay.
+      until the metric holds; what lies between is not tried. A block has no bias but in its last layer, where that of
+      the convolution goes. ``scar_ratio`` is that of a block's outputs to what is inside, 4 or 8, or "auto" for each
+      its own. Needs ``train``, and ``validate`` to tell. Where "prune" did not reach the ``target``, or was left out,
+      those stay that the target needs, whatever they score, and nothing needs to tell. Linear heads stay.
     * "recover" trains what the other steps made towards the original's answers. It needs ``train``. With "prune" among
       the steps, not by "l1", a judge and no ``target`` it narrows further and trains again, and takes the smallest that
       scores enough; else it trains the network as it is for what is left of ``budget_s``. Where no layer was narrowed
@@ -113,7 +113,8 @@ def compact(
     point of accuracy ``tolerance`` is 0.005; for a ``metric`` of your own it is in that metric's unit. ``metric`` is
     "accuracy", or a callable of (model, validate) that gives more for a better network; one for which it gives no
     finite number is too bad. ``budget_s``: the seconds to be used, met within a tenth where there is training to do, to
-    which "prune" leaves a half; a ``target`` is reached however long that takes.
+    which "prune" leaves a half; without it each training has 1,000 steps. With a ``target`` neither "prune" nor the
+    fits of "scar" stop at the budget: it is reached however long that takes, and training has what is left.
 
     ``cost`` says where to save first: multiplications count the same everywhere ("macs"), or as long as devices were
     measured to take for them, by a ``ClusterProfile`` of this model such as ``session.profile``.
