@@ -15,7 +15,7 @@ from edgedi.transforms.measure import macs_of
 from edgedi.transforms.prune.prune import narrow_to
 from edgedi.transforms.recover.distil import Trained
 from edgedi.transforms.recover.search import Trial, next_macs, share_of
-from edgedi.transforms.recover.training import train
+from edgedi.transforms.recover.training import NOT_JUDGED, train
 from edgedi.transforms.store import Slot
 from edgedi.transforms.task import Budget, Edit, Outcome, Point, Task
 
@@ -82,7 +82,7 @@ def _trained(model: nn.Module, task: Task) -> Outcome:
         return Outcome(model=model, note=_FAILED)
     small, num_steps = trained.model, trained.num_steps
     if task.judge is None or before is None:
-        return Outcome(model=small, num_steps=num_steps, note=_NOT_JUDGED)
+        return Outcome(model=small, num_steps=num_steps, note=NOT_JUDGED)
     after = task.judge(small).value
     curve = (Point(macs=macs_of(model, task.arguments), score=before, step="before training"),)
     if after < before or (task.exact and after == before):
@@ -97,7 +97,6 @@ def _learns_from_labels(task: Task) -> bool:
 
 _FAILED = "training failed, and the network was left as it was"
 _NOTHING = "nothing to recover: no layer was narrowed or replaced"
-_NOT_JUDGED = "nothing tells whether training helped: pass validate or calibration"
 
 
 def _smallest(model: nn.Module, task: Task, narrow: NarrowBy) -> Outcome:

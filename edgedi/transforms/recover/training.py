@@ -10,6 +10,8 @@ from edgedi.transforms.task import Budget, Task
 
 STEPS_WITHOUT_BUDGET = 1000
 """So many steps has a training where ``budget_s`` is not given."""
+NOT_JUDGED = "nothing tells whether training helped: pass validate or calibration"
+"""What the report says of a training without a judge."""
 
 
 def train(student: nn.Module, task: Task, budget: Budget, slot: Slot, step: str) -> Trained:

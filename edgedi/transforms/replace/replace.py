@@ -96,6 +96,8 @@ def _asked_for(model: nn.Module, order: Sequence[Option], progress: Progress, ta
         worse = task.judge is not None and before is not None and task.judge(trained.model).value < before
         found = found if worse else trained
     note, edits = _note(ratios, progress.fits), (Replace(ratios=ratios),)
+    if found.num_steps and task.judge is None:
+        note = f"{note}; {training.NOT_JUDGED}"
     return Outcome(model=found.model, edits=edits, num_steps=found.num_steps, note=note)
 
 
