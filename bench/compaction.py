@@ -1,6 +1,6 @@
 """What ``compact`` makes of pretrained networks on real images, against its bars.
 
-    .venv/bin/python -m bench.compaction [--only WORD] [--runs N] [--out bench/results/FOLDER]
+    .venv/bin/python -m bench.compaction --out bench/results/FOLDER [--only WORD] [--runs N]
 
 Needs the real networks and images (CONTRIBUTING.md, EDGEDI_DATA); ``bench/compaction_cases.py`` says which of them a
 network sees and which it is scored by. The *control* of a trained network is the original, trained as long by the same

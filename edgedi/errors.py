@@ -85,6 +85,13 @@ class CompactionError(EdgediError):
         super().__init__(reason + (f" (layer {layer})" if layer else ""))
 
 
+class NotFinite(EdgediError, ValueError):
+    """A metric gave something else than a finite number: of the original an error, of a network on the way a bad score.
+
+    A ``ValueError`` as well: the metric is an argument.
+    """
+
+
 # --- words of errors --------------------------------------------------------------------------------------------------
 
 

@@ -49,7 +49,7 @@ COMPACT = {
     "checkpoint": None,
     "validate": None,
     "metric": "accuracy",
-    "tolerance": 0.0,
+    "tolerance": None,
     "steps": None,
     "method": "reconstruct",
     "target": None,
@@ -63,8 +63,8 @@ SESSION = {
     "submit", "trace", "workers",
 }  # fmt: skip
 ERRORS = {
-    "CompactionError", "DeadlineExceeded", "EdgediError", "GraphError", "LocalProtocolError", "PlanError",
-    "ProtocolError", "RemoteProtocolError", "SecurityError", "WorkerLost",
+    "CompactionError", "DeadlineExceeded", "EdgediError", "GraphError", "LocalProtocolError", "NotFinite",
+    "PlanError", "ProtocolError", "RemoteProtocolError", "SecurityError", "WorkerLost",
 }  # fmt: skip
 OPTIONS = {
     "edgedi-worker": {

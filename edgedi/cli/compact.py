@@ -46,8 +46,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--force", action="store_true", help="replace these files in a folder that holds something")
     made.add_argument("--steps", type=_names, metavar="NAME,...", help="of the steps of compact (default: all that "
                       "there is data for)")  # fmt: skip
-    made.add_argument("--tolerance", type=_fall, metavar="NUMBER", help="by how much the metric may fall (default 0; "
-                      "0.01 is one point of accuracy)")  # fmt: skip
+    made.add_argument("--tolerance", type=_fall, metavar="NUMBER", help="by how much the metric may fall (default 0, "
+                      "without labels to tell 0.03 of the answers; 0.01 is one point of accuracy)")  # fmt: skip
     made.add_argument("--target", type=_target, metavar="SHARE", help="of the original's multiplications, reached "
                       "whatever the metric says, or an error (--method l1 goes as far as the metric allows); 0.5 is "
                       "half (default: as few as the metric allows)")  # fmt: skip
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--scar-ratio", type=_ratio, metavar="RATIO", help="of SCAR blocks: 4, 8, or auto, each layer "
                       "its own (default)")  # fmt: skip
     made.add_argument("--budget", type=_seconds, dest="budget_s", metavar="SECONDS", help="how long it may take "
-                      "(default: as long as training needs)")  # fmt: skip
+                      "(default: 1,000 steps of each training); a --target takes as long as it needs")  # fmt: skip
     made.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="keep what there is, after each step and once "
                       "a minute; the same command goes on there after a kill, to the same result unless --budget "
                       "is given")  # fmt: skip

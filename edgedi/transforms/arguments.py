@@ -34,11 +34,18 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "recover": ("train",),
 }
 """The steps, in the order in which they run, and the arguments of which each needs one."""
+BOUNDS: Mapping[str, tuple[str, ...]] = {
+    "prune": ("validate", "calibration", "target"),
+    "scar": ("validate", "calibration", "target"),
+}
+"""The arguments of which one says how far a step may go: it changes nothing without."""
 
-METHODS = ("reconstruct", "l1")
+FITTED = "reconstruct"
+METHODS = (FITTED, "l1")
 LIKENESS = 0.97
-"""What a network must score that is judged without labels: no smaller network answers all inputs as the original does,
-so that a tolerance of 0 would stop everything. The judge then sees every fourth calibration input and no step does."""
+"""What a network must score that is judged without labels, where the user does not say: no smaller network answers all
+inputs as the original does, so that a tolerance of 0 would stop everything. The judge then sees every fourth
+calibration input and no step does."""
 
 
 def check_model(model: Any) -> None:
@@ -69,6 +76,12 @@ def check_budget(budget_s: Any) -> None:
         raise ValueError(f"budget_s is {budget_s!r}; give seconds, more than 0, or None")
 
 
+def check_seed(seed: Any) -> None:
+    """``ValueError`` where it is no number that every generator takes."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed!r}; give a whole number, from 0 to 2**63 - 1")
+
+
 def ratio_of(scar_ratio: Any) -> int | None:
     """``None`` for each layer its own. ``ValueError`` where there is no such ratio."""
     if scar_ratio == "auto":
@@ -85,19 +98,49 @@ def arguments_of(example_inputs: Any) -> tuple[Any, ...]:
     return tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
 
 
+def check_inputs(arguments: tuple[Any, ...]) -> None:
+    """``ValueError`` for an example that holds what is not finite."""
+    for place, argument in enumerate(arguments):
+        name = "example_inputs" if len(arguments) == 1 else f"example_inputs[{place}]"
+        if not _is_finite(argument):
+            raise ValueError(f"{name} holds NaN or infinity, by which no answers can be compared; give finite numbers")
+
+
+def check_answer(answer: Any) -> None:
+    """``ValueError`` for an answer of the original that is not finite: whatever differs there would not be seen."""
+    if not _is_finite(answer):
+        raise ValueError(
+            "the model's answer to example_inputs holds NaN or infinity, so that nothing can be compared with it; give"
+            " example_inputs that it answers with finite numbers, and look at its weights where there are none"
+        )
+
+
+def _is_finite(value: Any) -> bool:
+    numbers = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    numbers = [leaf for leaf in numbers if leaf.is_floating_point() or leaf.is_complex()]
+    return all(bool(leaf.isfinite().all()) for leaf in numbers)
+
+
 def steps_of(steps: Sequence[str] | None, given: Mapping[str, Any]) -> tuple[str, ...]:
-    """The steps to run: those asked for, or all that there is data for. ``given``: arguments with data, by name."""
+    """The steps to run: those asked for, or all that there is data for. ``given``: arguments with data, by name.
+
+    A step that was asked for and could do nothing is refused; one that was not says so in the report.
+    """
     if steps is None:
-        return tuple(step for step in NEEDS if _has_data(step, given))
+        return tuple(step for step in NEEDS if _has_one(NEEDS[step], given))
     if isinstance(steps, str):
         raise TypeError(f"steps is the string {steps!r}; give a tuple, as in steps=({steps!r},)")
-    unknown = [step for step in steps if step not in NEEDS]
+    if not isinstance(steps, Sequence):
+        raise TypeError(f"steps is a {type(steps).__name__}; give a tuple, as in steps=('simplify', 'prune')")
+    unknown = [step for step in steps if step not in tuple(NEEDS)]
     if unknown:
         there = ", ".join(map(repr, NEEDS))
         raise ValueError(f"steps hold {', '.join(map(repr, unknown))}; there is {there}")
     for step in steps:
-        if not _has_data(step, given):
-            raise ValueError(f"the step {step!r} needs data: pass {' or '.join(f'{n}=...' for n in NEEDS[step])}")
+        if not _has_one(NEEDS[step], given):
+            raise ValueError(f"the step {step!r} needs data: pass {_either(NEEDS[step])}")
+        if not _has_one(BOUNDS.get(step, ()), given):
+            raise ValueError(f"nothing says how far the step {step!r} may go: pass {_either(BOUNDS[step])}")
     return tuple(steps)
 
 
@@ -126,8 +169,13 @@ def share_of(target: Any, steps: Sequence[str]) -> float | None:
     return float(share)
 
 
-def _has_data(step: str, given: Mapping[str, Any]) -> bool:
-    return not NEEDS[step] or any(given.get(name) is not None for name in NEEDS[step])
+def _has_one(names: Sequence[str], given: Mapping[str, Any]) -> bool:
+    """Of ``names``, where there are any."""
+    return not names or any(given.get(name) is not None for name in names)
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(f"{name}=..." for name in names)
 
 
 def task_of(
@@ -168,21 +216,31 @@ def task_of(
     return task
 
 
-def judged(task: Task, metric: Metric | str, validate: Any, tolerance: float) -> Task:
+def fall_of(tolerance: Any, metric: Metric | str, validate: Any) -> float:
+    """By how much the score may fall: ``tolerance``, or what is usual where that is ``None``.
+
+    A metric of the user's has a unit of its own; accuracy and likeness are shares of 1.
+    """
+    if tolerance is None:
+        return 1 - LIKENESS if validate is None else 0.0
+    number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
+    if not (number and 0 <= tolerance < math.inf):
+        raise ValueError(f"tolerance is {tolerance!r}; give how much the metric may fall, 0 or more, or None")
+    if tolerance >= 1 and not callable(metric):
+        raise ValueError(f"tolerance is {tolerance!r}; it is a share of 1: give 0.005 for half a point of accuracy")
+    return float(tolerance)
+
+
+def judged(task: Task, metric: Metric | str, validate: Any, fall: float) -> Task:
     """With the judge, the original's score and the least that a step's result must have, and without the inputs that
     only the judge may see; as it is where there is nothing to judge by."""
-    if not (isinstance(tolerance, (int, float)) and 0 <= tolerance < math.inf):
-        raise ValueError(f"tolerance is {tolerance!r}; give how much the metric may fall, 0 or more (0.01 is a point)")
     task, judge = _with_judge(task, metric, validate)
     if judge is None:
         return task
     judge, started_s = judging_once(judge), task.budget.used_s
     score = judge(task.original)
-    least = score.value - tolerance
-    return replace(
-        task, judge=judge, judge_s=task.budget.used_s - started_s, score=score,
-        least_score=least if task.validate is not None else min(LIKENESS, least),
-    )  # fmt: skip
+    judge_s = task.budget.used_s - started_s
+    return replace(task, judge=judge, judge_s=judge_s, score=score, least_score=score.value - fall)
 
 
 def _runs_on(model: nn.Module, data: Data) -> None:

@@ -45,6 +45,11 @@ def measured(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, tuple[L
     return answer, layers, total
 
 
+def macs_of(model: nn.Module, arguments: tuple[Any, ...]) -> int:
+    """Of one run."""
+    return measured(model, arguments)[2].macs
+
+
 def difference(found: Any, expected: Any) -> float:
     """max |found - expected| over the largest magnitude of ``expected``, of the worst tensor.
 

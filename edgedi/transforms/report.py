@@ -56,6 +56,7 @@ class Step:
     difference: float
     """Largest difference to the original's output on the example inputs, relative to its largest value."""
     seconds: float = 0.0
+    """Of all runs, where one was killed and taken up again."""
     training_steps: int = 0
     """That the network comes from; trainings of networks that were not taken do not count."""
     score: Score | None = None

@@ -17,7 +17,8 @@ class Scar(nn.Module):
 
     With m = ``out_channels / ratio``: 1x1 to m channels; the convolution proper, m to m; every channel times its own
     attention, sigmoid(W z), z the mean of each channel over the whole map and W a square m x m layer; 1x1 to
-    ``out_channels``. No part has a bias, nothing stands in between. Maps are [batch, channels, rows, columns].
+    ``out_channels``. No part has a bias, nothing stands in between; ``compact`` gives ``restore`` one, for what
+    normalisation leaves when it is folded into it. Maps are [batch, channels, rows, columns].
 
     ``ValueError`` where ``ratio`` does not divide ``out_channels``, or ``groups`` does not divide m.
     """

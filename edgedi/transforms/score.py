@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from edgedi.errors import NotFinite
 from edgedi.transforms.data import Batch, Data
 from edgedi.transforms.store import digest_of_model
 
@@ -67,10 +68,6 @@ def judge_by_accuracy(data: Data) -> Judge:
         return _share_right(model, ((batch, batch.labels) for batch in data))
 
     return judge
-
-
-class NotFinite(ValueError):
-    """A metric gave something else than a finite number."""
 
 
 def judge_by_metric(metric: Metric, validate: Any) -> Judge:

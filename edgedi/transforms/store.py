@@ -102,18 +102,19 @@ class Store:
         """
         self._folder, self._clock, self._prefix = None if folder is None else Path(folder), clock, ""
         self._about = {"kind": _KIND, "version": VERSION, "model": model, "settings": settings}
-        self._earlier_s, self._opened_s = 0.0, clock()
+        self.earlier_s, self._opened_s = 0.0, clock()
+        """Seconds of the runs before this one, as far as they were saved."""
         if self._folder is not None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise ValueError(f"checkpoint={str(folder)!r} cannot be a folder: {error}") from error
             there = [Slot(path, self._about, lambda: 0.0).read() for path in self._folder.glob("*.pt")]
-            self._earlier_s = max((found["used_s"] for found in there if found), default=0.0)
+            self.earlier_s = max((found["used_s"] for found in there if found), default=0.0)
 
     def used_s(self) -> float:
         """Seconds of this run and of those before it, as far as they were saved."""
-        return self._earlier_s + self._clock() - self._opened_s
+        return self.earlier_s + self._clock() - self._opened_s
 
     def slot(self, name: str) -> Slot:
         """The file of that name."""

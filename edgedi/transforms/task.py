@@ -111,9 +111,11 @@ class Task:
     method: str = "reconstruct"
     seed: int = 0
     narrows: bool = False
-    """Whether "recover" may narrow layers further: where "prune" is among the steps."""
+    """Whether "recover" may narrow layers further: where "prune" is among the steps, by the method that fits."""
     recovers: bool = False
     """Whether "recover" follows, which trains what the step at hand makes."""
+    exact: bool = False
+    """Whether the steps before changed nothing but by proof: the network computes what the original does."""
     store: Store = NOWHERE
     """Where a step may keep what it has so far, in slots of its own."""
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from edgedi.errors import CompactionError
 from edgedi.transforms import compact as module
 from edgedi.transforms.compact import compact
+from edgedi.transforms.score import Score
 from edgedi.transforms.task import Outcome, Task
 
 X, Y = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -28,10 +29,27 @@ def linear() -> nn.Module:
     [
         ({"steps": ("recover",)}, r"the step 'recover' needs data: pass train=\.\.\."),
         ({"steps": ("recover",), "validate": [(X, Y)]}, r"the step 'recover' needs data: pass train=\.\.\."),
+        (
+            {"steps": ("scar",), "train": X},
+            r"how far the step 'scar' may go: pass validate=\.\.\. or calibration=\.\.\.",
+        ),
+        (
+            {"steps": ("prune",), "train": X},
+            r"nothing says how far the step 'prune' may go: pass validate=.* or target=",
+        ),
+        ({"seed": "a"}, r"seed is 'a'; give a whole number, from 0 to 2\*\*63 - 1"),
+        ({"seed": 1.5}, r"seed is 1\.5; give a whole number"),
+        ({"seed": None}, "seed is None; give a whole number"),
+        ({"seed": True}, "seed is True; give a whole number"),
+        ({"seed": -1}, "seed is -1; give a whole number"),
+        ({"steps": (["prune"],)}, r"steps hold \['prune'\]; there is 'simplify'"),
         ({"steps": ("shrink",)}, "steps hold 'shrink'; there is 'simplify'"),
         ({"tolerance": -0.1}, r"tolerance is -0.1; give how much the metric may fall"),
         ({"tolerance": float("nan")}, "tolerance is nan"),
         ({"tolerance": "1 %"}, "tolerance is '1 %'"),
+        ({"tolerance": True}, "tolerance is True; give how much"),
+        ({"tolerance": 1}, "tolerance is 1; it is a share of 1: give 0.005 for half a point of accuracy"),
+        ({"tolerance": 0.5 + 0.5, "validate": [(X, Y)]}, "tolerance is 1.0; it is a share of 1"),
         ({"validate": [(X, Y)], "metric": "recall"}, "metric is 'recall'; give \"accuracy\", or a callable"),
         ({"metric": "recall"}, "metric is 'recall'"),
         ({"metric": lambda m, v: 1.0}, r"metric is a callable of .*, and there is no validate: pass validate=\.\.\."),
@@ -60,6 +78,8 @@ def test_a_wrong_argument_is_named(arguments: dict[str, Any], message: str):
         ({"train": 3}, "train is a int; give a tensor, a list of batches or a DataLoader"),
         ({"train": [(X, Y)], "loss": "mse"}, r"loss is a str; give a callable of \(outputs, labels\)"),
         ({"loss": "mse"}, r"loss is a str; give a callable of \(outputs, labels\)"),
+        ({"steps": 3}, r"steps is a int; give a tuple, as in steps=\('simplify', 'prune'\)"),
+        ({"steps": {"simplify"}}, "steps is a set; give a tuple"),
         ({"checkpoint": 3}, "checkpoint is a int; give the path of a folder"),
     ],
 )
@@ -76,7 +96,7 @@ def test_a_model_elsewhere_than_prune_computes():
     with pytest.raises(ValueError, match=message):
         compact(model, X.to("meta"), calibration=X)
     with pytest.raises(ValueError, match=message):
-        compact(model, X.to("meta"), steps=("prune",), train=[(X, Y)])
+        compact(model, X.to("meta"), steps=("prune",), train=[(X, Y)], target={"macs": 0.5})
 
 
 def test_without_torch_pruning_nothing_is_begun(task: list[Task], monkeypatch: pytest.MonkeyPatch):
@@ -122,6 +142,24 @@ def test_the_bar_is_the_score_of_the_original_less_the_tolerance(task: list[Task
     (only,) = task[-1:]
     assert only.score is not None
     assert (only.score.value, only.score.count, only.least_score) == (1.0, 6, 0.75)
+
+
+@pytest.mark.parametrize(("tolerance", "least"), [(None, 0.97), (0.0, 1.0), (0.01, 0.99), (0.25, 0.75)])
+def test_without_labels_the_bar_is_the_tolerance_where_one_is_given(
+    task: list[Task], tolerance: float | None, least: float
+):
+    compact(linear(), X, calibration=X, tolerance=tolerance)
+    assert (task[-1].score, task[-1].least_score) == (Score(value=1.0, count=6), least)
+
+
+def test_where_nothing_is_said_the_score_may_not_fall(task: list[Task]):
+    compact(linear(), X, validate=[(X, linear()(X).argmax(1))])
+    assert task[-1].least_score == 1.0
+
+
+def test_a_metric_of_the_users_falls_in_its_own_unit(task: list[Task]):
+    compact(linear(), X, validate=[(X, Y)], metric=lambda model, validate: 40.0, tolerance=2.5)
+    assert task[-1].least_score == 37.5
 
 
 def test_training_data_may_lack_labels(task: list[Task]):

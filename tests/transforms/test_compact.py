@@ -282,6 +282,22 @@ def test_what_is_no_model_and_what_is_no_input():
         compact(planted(), image(channels=5))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_an_example_by_which_nothing_could_be_compared(value: float):
+    """Everything differs nowhere where both answers are not a number."""
+    broken = image()
+    broken[0, 0, 0, 0] = value
+    with pytest.raises(ValueError, match=r"^example_inputs holds NaN or infinity, .*; give finite numbers$"):
+        compact(planted(), broken)
+    with pytest.raises(ValueError, match=r"^example_inputs\[1\] holds NaN or infinity"):
+        compact(planted(), (image(), broken))
+    model = planted()
+    with torch.no_grad():
+        model[3].bias[1] = value
+    with pytest.raises(ValueError, match=r"answer to example_inputs holds NaN or infinity, .* its weights"):
+        compact(model, image())
+
+
 def test_steps_that_do_not_exist():
     with pytest.raises(ValueError, match="steps hold 'shrink', 'fold'; there is 'simplify'"):
         compact(planted(), image(), steps=("simplify", "shrink", "fold"))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgedi.transforms.compact import compact
-from edgedi.transforms.recover import recover, search
+from edgedi.transforms.recover import search, training
 from tests.transforms.recover.toy import batches_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -20,7 +20,7 @@ Metric = Callable[[nn.Module, Any], float]
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recover, "STEPS_WITHOUT_BUDGET", 20)
+    monkeypatch.setattr(training, "STEPS_WITHOUT_BUDGET", 20)
     monkeypatch.setattr(search, "MOST_TRIALS", 1)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgedi.errors import EdgediError, NotFinite
 from edgedi.transforms.data import Data
 from edgedi.transforms.score import (
     Score,
@@ -106,8 +107,13 @@ def test_a_metric_gets_the_model_and_the_data_as_they_were_given():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "good", None, torch.tensor(float("nan"))])
 def test_a_metric_that_gives_no_finite_number(value: Any):
-    with pytest.raises(ValueError, match=r"metric gave .*; it must give a finite number, more for a better network"):
+    with pytest.raises(NotFinite, match=r"metric gave .*; it must give a finite number, more for a better network"):
         judge_by_metric(lambda model, validate: value, None)(Plus())
+
+
+def test_a_metric_without_a_finite_number_is_an_error_of_ours_and_a_wrong_argument():
+    assert issubclass(NotFinite, EdgediError)
+    assert issubclass(NotFinite, ValueError)
 
 
 def test_a_metric_that_fails_is_named():

@@ -8,7 +8,7 @@ from torch import nn
 
 from edgedi.errors import CompactionError
 from edgedi.transforms.data import MOST_KEPT
-from edgedi.transforms.measure import measured
+from edgedi.transforms.measure import macs_of
 from edgedi.transforms.prune.l1 import prune_by_l1
 from edgedi.transforms.prune.path import Path, find_path
 from edgedi.transforms.store import digest_of, digest_of_model
@@ -23,7 +23,7 @@ SHOWN = 5
 def prune_step(model: nn.Module, task: Task) -> Outcome:
     """The narrowest network that scores ``task.least_score``, or the one of ``task.target_macs``; the narrowest of all
     where that is not narrow enough."""
-    if task.target_macs is not None and measured(model, task.arguments)[2].macs <= task.target_macs:
+    if task.target_macs is not None and macs_of(model, task.arguments) <= task.target_macs:
         return Outcome(model=model)
     if task.method == "l1":
         return prune_by_l1(model, task)

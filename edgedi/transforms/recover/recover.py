@@ -11,15 +11,13 @@ from torch import nn
 
 from edgedi.errors import CompactionError
 from edgedi.transforms.edits import plain_of, redo, value_of
-from edgedi.transforms.measure import measured
+from edgedi.transforms.measure import macs_of
 from edgedi.transforms.prune.prune import narrow_to
-from edgedi.transforms.recover.distil import Trained, distil
+from edgedi.transforms.recover.distil import Trained
 from edgedi.transforms.recover.search import Trial, next_macs, share_of
+from edgedi.transforms.recover.training import NOT_JUDGED, train
 from edgedi.transforms.store import Slot
 from edgedi.transforms.task import Budget, Edit, Outcome, Point, Task
-
-STEPS_WITHOUT_BUDGET = 1000
-"""So many steps has a training where ``budget_s`` is not given."""
 
 REST = 0.05
 """The share of the budget that a search may leave unused."""
@@ -72,26 +70,37 @@ def recover(model: nn.Module, task: Task, narrow: NarrowBy | None) -> Outcome:
 
 
 def _trained(model: nn.Module, task: Task) -> Outcome:
-    """``model`` trained for what is left of the budget; as it came where that made it no better."""
+    """``model`` trained for what is left of the budget; as it came where that made it no better.
+
+    One that answers as the original does has nothing to learn from it: only labels may make it better than that.
+    """
+    if task.exact and not _learns_from_labels(task):
+        return Outcome(model=model, note=_NOTHING)
     before = task.judge(model).value if task.judge else None
     trained = _distilled(model, task, task.budget, task.store.slot("training"))
     if trained is None:
         return Outcome(model=model, note=_FAILED)
     small, num_steps = trained.model, trained.num_steps
     if task.judge is None or before is None:
-        return Outcome(model=small, num_steps=num_steps)
+        return Outcome(model=small, num_steps=num_steps, note=NOT_JUDGED)
     after = task.judge(small).value
-    curve = (Point(macs=_macs(model, task), score=before, step="before training"),)
-    if after < before:
+    curve = (Point(macs=macs_of(model, task.arguments), score=before, step="before training"),)
+    if after < before or (task.exact and after == before):
         return Outcome(model=model, note=f"training was of no use: {before:.4g} -> {after:.4g}", curve=curve)
     return Outcome(model=small, num_steps=num_steps, curve=curve)
 
 
+def _learns_from_labels(task: Task) -> bool:
+    """Whether the user says what labels teach, and has labels to tell whether it was learnt."""
+    return task.loss is not None and task.validate is not None
+
+
 _FAILED = "training failed, and the network was left as it was"
+_NOTHING = "nothing to recover: no layer was narrowed or replaced"
 
 
 def _smallest(model: nn.Module, task: Task, narrow: NarrowBy) -> Outcome:
-    slot, start = task.store.slot("search"), _macs(model, task)
+    slot, start = task.store.slot("search"), macs_of(model, task.arguments)
     last = _load(slot, model, task)
     while (further := _further(last, start, task, narrow, slot)) is not None:
         last = further
@@ -111,7 +120,7 @@ def _smallest(model: nn.Module, task: Task, narrow: NarrowBy) -> Outcome:
 
 def _longer(found: Outcome, task: Task) -> Outcome:
     """The end of a search that took less than its time: its network is trained for what is left."""
-    trained = _trained(found.model, task)
+    trained = _trained(found.model, replace(task, exact=task.exact and not found.edits))
     note = f"{found.note}; {trained.note}" if trained.note else found.note
     return replace(found, model=trained.model, num_steps=found.num_steps + trained.num_steps, note=note)
 
@@ -129,7 +138,7 @@ def _further(search: Search, start: int, task: Task, narrow: NarrowBy, slot: Slo
         budget = budget.part(search.until_s - budget.used_s)
     trained = _distilled(tried.model, task, budget, task.store.slot(f"training-{len(search.trials)}"))
     score = None if trained is None or task.judge is None else task.judge(trained.model).value
-    held, macs = score is not None and score >= task.least_score, _macs(tried.model, task)
+    held, macs = score is not None and score >= task.least_score, macs_of(tried.model, task.arguments)
     task.say(f"recover: {macs:,} MACs score {score}, {'enough' if held else 'too little'}")
     after = Search(
         held=_after_training(tried, trained) if held and trained is not None else search.held,
@@ -152,7 +161,7 @@ def _cut(search: Search, start: int, task: Task, narrow: NarrowBy) -> Search | N
     macs, budget = next_macs(start, search.trials), task.budget
     if macs is None or budget.left_s <= TRIAL * task.judge_s:
         return None
-    if task.judge is not None and task.judge(search.held.model).value < task.least_score:
+    if not task.exact and task.judge is not None and task.judge(search.held.model).value < task.least_score:
         # What came in does not score enough: it is trained as it is, and cut further only if that helps.
         return None if search.trials else _timed(replace(search, tried=search.held), task)
     try:
@@ -160,7 +169,7 @@ def _cut(search: Search, start: int, task: Task, narrow: NarrowBy) -> Search | N
         outcome = narrow(search.held.model, within, macs)
     except CompactionError:  # nothing that narrow is left to be had
         return None
-    if _macs(outcome.model, task) >= _macs(search.held.model, task):
+    if macs_of(outcome.model, task.arguments) >= macs_of(search.held.model, task.arguments):
         return None
     tried = replace(search.held, model=outcome.model, edits=(*search.held.edits, *outcome.edits))
     return _timed(replace(search, tried=tried), task)
@@ -176,22 +185,12 @@ def _timed(search: Search, task: Task) -> Search:
 
 
 def _distilled(model: nn.Module, task: Task, budget: Budget, slot: Slot) -> Trained | None:
-    """``model`` trained, with time left to judge it; ``None`` where that failed."""
-    assert task.train is not None
-    endless = budget.seconds is None
+    """``model`` trained; ``None`` where that failed."""
     try:
-        return distil(
-            model, task.original, task.train, num_steps=STEPS_WITHOUT_BUDGET if endless else None,
-            budget=None if endless else budget.but(task.judge_s), loss=task.loss, seed=task.seed, judge=task.judge,
-            judge_s=task.judge_s, slot=slot, say=lambda line: task.say(f"recover: {line}"),
-        )  # fmt: skip
+        return train(model, task, budget, slot, "recover")
     except CompactionError as error:
         task.say(f"recover: {error}")
         return None
-
-
-def _macs(model: nn.Module, task: Task) -> int:
-    return measured(model, task.arguments)[2].macs
 
 
 def _save(slot: Slot, search: Search) -> None:

@@ -1,26 +1,29 @@
-"""The step "scar": blocks for convolutions, as many as the score allows after training the whole."""
+"""The step "scar": blocks for convolutions, all, a half, a fourth... of those that pay, as the score allows.
+
+What lies between is not looked for: each number of blocks costs a training, which has half of the time that is left.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from edgedi.errors import CompactionError
 from edgedi.transforms.exact.traced import trace
-from edgedi.transforms.measure import answer_of, difference, measured
-from edgedi.transforms.recover.distil import Trained, distil
+from edgedi.transforms.measure import answer_of, difference, macs_of
+from edgedi.transforms.recover import training
+from edgedi.transforms.recover.distil import Trained
 from edgedi.transforms.replace.block import Replace, stand_in
 from edgedi.transforms.replace.candidates import RATIOS, Candidate, Option, candidates, in_order, ratios_of, saved_by
 from edgedi.transforms.replace.fits import Fits, fit_all, fits_of, options_of, plain_of, with_blocks
 from edgedi.transforms.store import Slot
 from edgedi.transforms.task import Budget, Outcome, Point, Task
 
-STEPS_WITHOUT_BUDGET = 1000
-"""So many steps has a training where ``budget_s`` is not given."""
 TRAINING = 0.5
 """The share of the time left that one training takes: the next, or a later step, has the rest."""
 
@@ -46,7 +49,7 @@ class Progress:
 
 def replace_step(model: nn.Module, task: Task) -> Outcome:
     """The step."""
-    return replace_layers(model, task, _distilled)
+    return replace_layers(model, task, partial(training.train, step="scar"))
 
 
 def replace_layers(model: nn.Module, task: Task, train: Train) -> Outcome:
@@ -55,7 +58,7 @@ def replace_layers(model: nn.Module, task: Task, train: Train) -> Outcome:
     All that pay first; where the score does not hold, the first half of them, and so on: see ``in_order``. With a
     target, those that it needs, whatever they score; none where it cannot be reached.
     """
-    less = None if task.target_macs is None else _macs(model, task) - task.target_macs
+    less = None if task.target_macs is None else macs_of(model, task.arguments) - task.target_macs
     if task.judge is None and less is None:
         return Outcome(model=model, note="left alone: nothing says whether the score holds; pass validate=...")
     if less is not None and less <= 0:
@@ -66,7 +69,8 @@ def replace_layers(model: nn.Module, task: Task, train: Train) -> Outcome:
         return Outcome(model=model, note="left alone: no convolution costs less as a SCAR block")
     most = sum(max(candidate.saved.values()) for candidate in found)
     if less is not None and most < less:
-        after = f"the {len(found)} layers that cost less as SCAR blocks would leave {_macs(model, task) - most:,} MACs"
+        left = macs_of(model, task.arguments) - most
+        after = f"the {len(found)} layers that cost less as SCAR blocks would leave {left:,} MACs"
         return Outcome(model=model, note=f"left alone: {after}, and that is not enough")
     slot = task.store.slot("replace")
     progress = _load(slot, model)
@@ -92,6 +96,8 @@ def _asked_for(model: nn.Module, order: Sequence[Option], progress: Progress, ta
         worse = task.judge is not None and before is not None and task.judge(trained.model).value < before
         found = found if worse else trained
     note, edits = _note(ratios, progress.fits), (Replace(ratios=ratios),)
+    if found.num_steps and task.judge is None:
+        note = f"{note}; {training.NOT_JUDGED}"
     return Outcome(model=found.model, edits=edits, num_steps=found.num_steps, note=note)
 
 
@@ -107,7 +113,7 @@ def _largest_that_holds(
         ratios = ratios_of(order[:count])
         trained = _trained(with_blocks(model, ratios, progress.fits), task, progress, train, f"replace-{count}")
         small = trained.model
-        macs, score = _macs(small, task), judge(small)
+        macs, score = macs_of(small, task.arguments), judge(small)
         if score.value >= task.least_score:
             task.say(f"scar: {len(ratios)} layers replaced, {macs:,} MACs, score {score}, enough")
             note = _note(ratios, progress.fits)
@@ -138,16 +144,6 @@ def _trained(student: nn.Module, task: Task, progress: Progress, train: Train, n
     except CompactionError as error:
         task.say(f"scar: {error}")
         return Trained(model=student)
-
-
-def _distilled(student: nn.Module, task: Task, budget: Budget, slot: Slot) -> Trained:
-    endless, data = budget.seconds is None, task.train or task.calibration
-    assert data is not None
-    return distil(
-        student, task.original, data, num_steps=STEPS_WITHOUT_BUDGET if endless else None,
-        budget=None if endless else budget.but(task.judge_s), loss=task.loss, seed=task.seed, judge=task.judge,
-        judge_s=task.judge_s, slot=slot, say=lambda line: task.say(f"scar: {line}"),
-    )  # fmt: skip
 
 
 def _that_run(model: nn.Module, found: Sequence[Candidate], arguments: tuple[Any, ...]) -> Sequence[Candidate]:
@@ -183,10 +179,6 @@ def _note(ratios: Mapping[str, int], fits: Fits) -> str:
     """What stands where, and how far each block was from its layer before the whole was trained."""
     parts = (f"{name} 1/{ratio} (error {fits[name][ratio].error:.2f})" for name, ratio in ratios.items())
     return "blocks for " + ", ".join(parts)
-
-
-def _macs(model: nn.Module, task: Task) -> int:
-    return measured(model, task.arguments)[2].macs
 
 
 def _save(slot: Slot, progress: Progress) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgedi import compact, distribute, load, save
 from edgedi.runtime.session.verify import relative_difference
 from edgedi.runtime.worker.local_workers import LocalWorkers
-from edgedi.transforms.replace import replace
+from edgedi.transforms.recover import training
 from edgedi.transforms.scar import Scar
 from tests.runtime.networks import Small, image, small
 from tests.transforms.planted import randomised, widths
@@ -44,7 +44,7 @@ def pruned(model: Small) -> nn.Module:
 def blocks(model: Small) -> nn.Module:
     train, steps = image(batch=32, seed=2), ("simplify", "scar")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(replace, "STEPS_WITHOUT_BUDGET", 3)
+        patched.setattr(training, "STEPS_WITHOUT_BUDGET", 3)
         found = compact(model, image(), train=train, steps=steps, target={"macs": 0.4}, scar_ratio=4)
     assert isinstance(found.last, Scar)
     return found

@@ -408,7 +408,7 @@ def test_a_network_that_misses_the_target_is_not_trained():
 
 def test_a_target_that_blocks_after_it_reach_is_reached(monkeypatch: pytest.MonkeyPatch):
     """Narrowing alone does not, as the layers' own widths are the model's outputs."""
-    monkeypatch.setattr("edgedi.transforms.replace.replace.STEPS_WITHOUT_BUDGET", 2)
+    monkeypatch.setattr("edgedi.transforms.recover.training.STEPS_WITHOUT_BUDGET", 2)
     model, x = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 32, 3)).eval(), inputs(16, 3, 9, 9)
     options: dict[str, Any] = {"train": x, "calibration": x, "seed": 1}
     with pytest.raises(CompactionError) as raised:

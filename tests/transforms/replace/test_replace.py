@@ -211,6 +211,9 @@ def test_a_target_is_reached_whatever_that_scores(model: nn.Module):
         assert list(outcome.edits[0].ratios) == replaced(outcome)
         assert outcome.num_steps == 7
         assert outcome.note.startswith("blocks for ")
+        assert outcome.note.endswith("; nothing tells whether training helped: pass validate or calibration") == (
+            judge is None
+        )
     assert seen == [50.0, 50.0]
     outcome = replace_layers(model, task_of(model, recovers=True, **options), train)
     assert (len(replaced(outcome)), outcome.num_steps, len(seen)) == (1, 0, 2)

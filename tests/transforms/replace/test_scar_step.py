@@ -11,7 +11,7 @@ from torch import nn
 
 from edgedi.transforms import store
 from edgedi.transforms.compact import compact
-from edgedi.transforms.replace import replace
+from edgedi.transforms.recover import training
 from edgedi.transforms.scar import Scar
 from tests.transforms.recover.toy import Killed, accuracy, batches_of, blobs, same_weights, trained
 
@@ -23,7 +23,7 @@ def model() -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replace, "STEPS_WITHOUT_BUDGET", 150)
+    monkeypatch.setattr(training, "STEPS_WITHOUT_BUDGET", 150)
 
 
 def small_of(model: nn.Module, **options: Any) -> nn.Module:
@@ -62,7 +62,7 @@ def test_the_report_counts_a_block_in_place_of_its_layer(model: nn.Module):
 
 
 def test_where_accuracy_does_not_hold_layers_stay(model: nn.Module, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(replace, "STEPS_WITHOUT_BUDGET", 1)
+    monkeypatch.setattr(training, "STEPS_WITHOUT_BUDGET", 1)
     small = small_of(model, tolerance=0.0, metric=lambda small, data: -len(blocks(small)))
     assert blocks(small) == []
     assert small.compaction.steps[-1].note == "left alone: with SCAR blocks the score did not hold"
@@ -82,7 +82,7 @@ def test_a_run_that_was_killed_ends_with_the_same_network(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str
 ):
     monkeypatch.setattr(store, "EVERY_S", 0.0)
-    monkeypatch.setattr(replace, "STEPS_WITHOUT_BUDGET", 12)
+    monkeypatch.setattr(training, "STEPS_WITHOUT_BUDGET", 12)
     monkeypatch.setattr("edgedi.transforms.replace.fits.AT_ONCE", 1)
     options: dict[str, Any] = {"metric": lambda small, data: -len(blocks(small)), "tolerance": 1.0}
     whole = small_of(model, **options)
