@@ -82,7 +82,7 @@ def others_share(read: Callable[[], Reading | None], num_cores: int, pause: Call
     if before is None or after is None:
         return 0.0
     total_s, steal_s, foreign_s = _taken(before, after, num_cores)
-    return (steal_s + foreign_s) / total_s
+    return min(1.0, (steal_s + foreign_s) / total_s)  # the counters tick more coarsely than the clock
 
 
 def watched(
