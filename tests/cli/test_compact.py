@@ -149,7 +149,7 @@ def test_a_wrong_option_says_what_is_accepted(options: list[str], words: list[st
         ([*DEAD, "--steps", "simplfy"], ["--steps: there is no 'simplfy' among simplify", "did you mean simplify"]),
         ([*DEAD, "--steps", "recover"], ["the step 'recover' needs data: pass train=..."]),
         (["--model", "tiny_networks:dead", "--input", "1x4x16x16"], ["does not take the example; give --input"]),
-        (["--model", "tiny_networks:number"], ["returned a int"]),
+        (["--model", "tiny_networks:number"], ["returned an int"]),
         ([*TAUGHT, "tiny_networks:Failing"], ["metric failed with KeyError: 'scores'"]),
         ([*TAUGHT, "tiny_networks:lossy", "--steps", "recover"], ["loss failed with RuntimeError: no such loss"]),
         (
