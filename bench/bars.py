@@ -145,9 +145,8 @@ def _overruled(found: Mapping[str, Any]) -> tuple[str, str]:
     """(word, reason) where the numbers of a run are no evidence."""
     if not found["same"]:
         return FAIL, "answers differ from the model's own"
-    ended = found.get("ended_early") or found.get("ended")
-    if ended:
-        return UNDECIDED, f"the run ended early: {ended}"
+    if found.get("ended_early"):
+        return UNDECIDED, f"the run ended early: {found['ended_early']}"
     rounds = min(len(row["seconds"]) for row in found.get("rows") or found["planners"])
     return (UNDECIDED, f"{rounds} rounds, {LEAST_ROUNDS} are the least") if rounds < LEAST_ROUNDS else ("", "")
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,19 +25,16 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.bars import CASES, LOCAL, PLANNER, Case, file_stem
+from bench.layer_calls import Call, layer_calls
 from edgedi.bench.networks import load_network
-from edgedi.partition.capture.capture import Capture, capture_model
+from edgedi.partition.capture.capture import capture_model
 from edgedi.partition.graph.geometry import Interval, Region
 from edgedi.partition.graph.graph import LayerGraph
 from edgedi.partition.graph.operators import needs
 from edgedi.partition.plan.lowering import lower
 from edgedi.partition.plan.plan import HOME, Plan
 from edgedi.partition.plan.program import Piece, Program, ProgramSet, Run, Send
-from edgedi.runtime.coordinator.profiler import weight_specs
-from edgedi.runtime.execution.loading import Shipment, load
-from edgedi.runtime.execution.measure import noise_store
-from edgedi.runtime.execution.tensors import inference, random_piece
-from edgedi.runtime.kernels import fused
+from edgedi.runtime.execution.tensors import inference
 
 ROWS = 2
 WORKER = 0
@@ -81,29 +77,7 @@ def rows_of(whole: Run, rows: Interval, graph: LayerGraph) -> Run:
     return Run(Piece(whole.piece.tensor, ROWS, rows), inputs)
 
 
-def calls_of(runs: Sequence[Run], captured: Capture) -> list[Callable[[], object]]:
-    """Each run as a worker computes it, on noise."""
-    program = Program(participant=WORKER, instructions=tuple(runs))
-    shipment = Shipment(captured.weights, lambda tensor: secrets.token_hex(16))
-    described = shipment.describe(ProgramSet(graph=captured.graph, programs={WORKER: program}), WORKER)
-    packer = fused.Packer() if fused.available() else None
-    store = noise_store(weight_specs(described, shipment), packer, "cpu")
-    loaded = load(str(program), described, store, packer, limit_bytes=None, device="cpu")
-    return [
-        _call(step.kernel, step.instruction, loaded.graph)
-        for step in loaded.steps
-        if isinstance(step.instruction, Run) and step.kernel is not None
-    ]
-
-
-def _call(kernel: Callable[..., object], run: Run, graph: LayerGraph) -> Callable[[], object]:
-    pieces = [random_piece(piece, graph) for piece in run.inputs]
-    return lambda: kernel(*pieces)
-
-
-def seconds_of(
-    calls: Sequence[Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
-) -> list[float]:
+def seconds_of(calls: Sequence[Call], rounds: int, clock: Callable[[], float] = time.perf_counter) -> list[float]:
     """The least of each call, taken in turn."""
     taken: list[list[float]] = [[] for _ in calls]
     with inference():
@@ -123,7 +97,9 @@ def row_of(case: Case, path: Path, rounds: int) -> tuple[str, ...]:
     found = list(borders(lower(Plan.parse(text, graph_digest=captured.graph.digest), captured.graph)))
     if not found:
         return ()
-    seconds = seconds_of(calls_of([run for b in found for run in (b.whole, b.strip, b.rest)], captured), rounds)
+    runs = tuple(run for border in found for run in (border.whole, border.strip, border.rest))
+    program = Program(participant=WORKER, instructions=runs)
+    seconds = seconds_of(layer_calls(program, captured), rounds)
     whole_ms, parts_ms = 1000 * sum(seconds[::3]), 1000 * (sum(seconds[1::3]) + sum(seconds[2::3]))
     return case.name, str(len(found)), f"{whole_ms:.2f}", f"{parts_ms:.2f}", f"{parts_ms - whole_ms:+.2f}"
 

@@ -9,7 +9,6 @@ emulated at ten or more times its pace. In turn, medians.
 
 from __future__ import annotations
 
-import secrets
 import statistics
 import sys
 import time
@@ -20,41 +19,24 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bench.layer_calls import Call, layer_calls
 from edgedi.bench.networks import load_network
 from edgedi.partition.capture.capture import capture_model
-from edgedi.partition.plan.program import ProgramSet, Run
-from edgedi.runtime.coordinator.profiler import profile_programs, weight_specs
-from edgedi.runtime.execution.loading import Shipment, load
-from edgedi.runtime.execution.measure import noise_store
-from edgedi.runtime.execution.tensors import inference, random_piece
-from edgedi.runtime.kernels import fused
+from edgedi.runtime.coordinator.profiler import profile_programs
+from edgedi.runtime.execution.tensors import inference
 
 MODELS = ("torchvision:resnet50", "torchvision:vgg16")
 PAUSES_S = (0.0, 0.001, 0.005, 0.02)
 ROUNDS, WARM, EVERY = 15, 1, 3
 ROWS = ("rows", 4)
 
-Layers = Sequence[Callable[[], object]]
+Layers = Sequence[Call]
 
 
 def layers_of(model: str) -> Layers:
-    """Each layer's part of the rows, on noise, as a worker runs it."""
+    """Each layer's part of the rows."""
     captured = capture_model(load_network(model), (torch.randn(1, 3, 224, 224),))
-    program = profile_programs(captured.graph)[ROWS]
-    shipment = Shipment(captured.weights, lambda tensor: secrets.token_hex(16))
-    described = shipment.describe(ProgramSet(graph=captured.graph, programs={0: program}), 0)
-    packer = fused.Packer() if fused.available() else None
-    store = noise_store(weight_specs(described, shipment), packer, "cpu")
-    loaded = load(str(program), described, store, packer, limit_bytes=None, device="cpu")
-    return [
-        _call(step.kernel, [random_piece(piece, loaded.graph) for piece in step.instruction.inputs])
-        for step in loaded.steps
-        if isinstance(step.instruction, Run) and step.kernel is not None
-    ]
-
-
-def _call(kernel: Callable[..., object], inputs: Sequence[object]) -> Callable[[], object]:
-    return lambda: kernel(*inputs)
+    return layer_calls(profile_programs(captured.graph)[ROWS], captured)
 
 
 def seconds(layers: Layers, pause_s: float, cpu: Callable[[], float] = time.thread_time) -> float:

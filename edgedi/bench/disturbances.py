@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgedi.bench.report import Disturbance
+from edgedi.bench.report import MOST_FOREIGN_SHARE, Disturbance
 
 MOST_STEAL_SHARE = 0.02
-MOST_FOREIGN_SHARE = 0.05
-"""Of all processor time of a round: above these it is marked."""
+"""Of all processor time of a round: above it, or ``MOST_FOREIGN_SHARE``, it is marked."""
 LOOK_S = 1.0
 MOST_LATE_SHARE = 0.02
 """Of what a request took: a round in which a device was later is marked."""

@@ -18,8 +18,8 @@ from edgedi.runtime.session.trace import Span
 
 ONE_WORKER = "single"
 """The planner that uses the best worker alone: the base of every speedup."""
-BUSY_SHARE = 0.05
-"""Where others use so much of all processors just before we begin, the machine counts as busy."""
+MOST_FOREIGN_SHARE = 0.05
+"""Of all processors: where others use more, a round counts as disturbed, and the machine as busy before we begin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class Machine:
     @property
     def busy(self) -> str:
         """What to think of times taken now; empty where nothing else ran before."""
-        if self.others_share < BUSY_SHARE:
+        if self.others_share < MOST_FOREIGN_SHARE:
             return ""
         return f"Other programs used {self.others_share:.0%} of this machine before this began: do not trust the times."
 

@@ -108,7 +108,7 @@ def streams_json(report: StreamReport) -> str:
         "rows": [_row(row) for row in report.rows],
         "best_engine": report.best,
         "not_compared": report.not_compared,
-        "ended": report.ended,
+        "ended_early": report.ended,
         "emulation": report.emulation,
         "late_s": report.late_s,
         "disturbed_rounds": [asdict(disturbance) for disturbance in report.disturbed],

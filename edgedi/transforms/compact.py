@@ -158,8 +158,7 @@ def compact(
     task = judged(task, metric, validate, fall)
     settings = {
         "steps": chosen, "tolerance": fall, "seed": seed, "budget_s": budget_s, "metric": metric, "loss": loss,
-        "method": method, "target": share, "scar_ratio": scar_ratio,
-        "prices": dict(task.prices),
+        "method": method, "target": share, "scar_ratio": scar_ratio, "prices": dict(task.prices),
     }  # fmt: skip
     store = store_of(checkpoint, model, arguments, settings, task)
     task = replace(
@@ -167,15 +166,20 @@ def compact(
         narrows="prune" in chosen and method == FITTED, judge=task.judge and forgiving(task.judge, say),
     )  # fmt: skip
     small, done = _carried_out(chosen, task, store, size, expected)
-    small = copy.deepcopy(model) if small is model else small
-    small.compaction = Compaction(
+    compaction = Compaction(
         steps=tuple(finished.step for finished in done),
         layers=changes(layers, measured(small, arguments)[1]),
         score=task.score,
         curve=_curve(task.score, size, done),
     )
-    if task.target_macs is not None and _misses(task, done[-1].step.after):
-        raise CompactionError(missed(small.compaction, task.target_macs), best=small, curve=small.compaction.curve)
+    return _told(copy.deepcopy(model) if small is model else small, compaction, task.target_macs)
+
+
+def _told(small: nn.Module, compaction: Compaction, target_macs: int | None) -> nn.Module:
+    """``small`` with its ``compaction``; ``CompactionError`` where it is larger than was asked for."""
+    small.compaction = compaction
+    if target_macs is not None and compaction.steps[-1].after.macs > target_macs:
+        raise CompactionError(missed(compaction, target_macs), best=small, curve=compaction.curve)
     return small
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import length_hint
 from typing import Any
@@ -30,6 +30,16 @@ def maps_channels_last(leaf: Any) -> Any:
     """Feature maps in the layout in which processors compute convolutions in less time; anything else as it is."""
     is_map = isinstance(leaf, Tensor) and leaf.dim() == FEATURE_MAPS
     return leaf.contiguous(memory_format=torch.channels_last) if is_map else leaf
+
+
+@torch.no_grad()
+def takes_channels_last(model: Callable[..., Any], arguments: tuple[Any, ...]) -> bool:
+    """Whether ``model`` runs on maps of that layout. A ``view`` that puts channels and positions together does not."""
+    try:
+        model(*pytree.tree_map(maps_channels_last, arguments))
+    except RuntimeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,12 @@ import torch
 
 from bench import border_strips
 from bench.bars import LOCAL, Case
-from bench.border_strips import borders, calls_of, main, row_of, seconds_of
+from bench.border_strips import borders, main, row_of, seconds_of
+from bench.layer_calls import layer_calls
 from edgedi.partition.capture.capture import capture_model
 from edgedi.partition.plan.lowering import lower
 from edgedi.partition.plan.plan import Plan
-from edgedi.partition.plan.program import ProgramSet
+from edgedi.partition.plan.program import Program, ProgramSet
 
 HEAD = "plan 2 workers, 3 layers, predicted 0 s"
 PLAN = f"""{HEAD}
@@ -48,7 +49,8 @@ def test_the_row_that_is_sent_and_the_rest_are_the_whole():
 
 def test_parts_are_computed_as_workers_do():
     (border,) = borders(programs())
-    whole, strip, rest = (call() for call in calls_of([border.whole, border.strip, border.rest], CAPTURED))
+    program = Program(participant=0, instructions=(border.whole, border.strip, border.rest))
+    whole, strip, rest = (call() for call in layer_calls(program, CAPTURED))
     assert [value.shape[2] for value in (whole, strip, rest)] == [8, 1, 7]
 
 

@@ -151,7 +151,7 @@ def test_a_run_that_loses_a_worker_keeps_its_complete_rounds(
     assert main([*CHAIN, "--workers", workers.addresses[0], "--against", "none", "--json", str(path)]) == 2
     printed, found = capsys.readouterr(), json.loads(path.read_text())
     assert [len(row["seconds"]) for row in found["rows"]] == [1, 1, 1]
-    assert found["ended"] == "after 1 complete rounds: worker 127.0.0.1:1 closed the connection"
+    assert found["ended_early"] == "after 1 complete rounds: worker 127.0.0.1:1 closed the connection"
     assert "ended early after 1 complete rounds" in printed.err
     assert "throughput" in printed.out
     assert "1 workers; requests a second over 1 rounds" in printed.out
@@ -186,8 +186,8 @@ def test_a_worker_that_leaves_in_an_engines_turn_ends_the_run(
     finally:
         started.stop()
     printed, found = capsys.readouterr(), json.loads(path.read_text())
-    assert found["ended"].startswith("after 1 complete rounds: ")
-    assert found["ended"].endswith(": of its workers 0:local-0, 1:local-1 these have left: 1:local-1")
+    assert found["ended_early"].startswith("after 1 complete rounds: ")
+    assert found["ended_early"].endswith(": of its workers 0:local-0, 1:local-1 these have left: 1:local-1")
     assert {len(row["seconds"]) for row in found["rows"]} == {1}
     assert "THE RUN ENDED EARLY after 1 complete rounds" in " ".join(printed.out.split())
 

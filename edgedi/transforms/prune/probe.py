@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from edgedi.transforms.data import maps_channels_last
+from edgedi.transforms.data import maps_channels_last, takes_channels_last
 from edgedi.transforms.prune.cut import layers_of
 from edgedi.transforms.prune.watch import Call, Watch
 
@@ -27,6 +27,8 @@ class Probe:
     def __init__(self, model: nn.Module, arguments: tuple[Any, ...]) -> None:
         self._model = copy.deepcopy(model)
         self._arguments = pytree.tree_map(_some, arguments)
+        if takes_channels_last(self._model, self._arguments):
+            self._arguments = pytree.tree_map(maps_channels_last, self._arguments)
         self._layers = layers_of(model)
         self._kept: list[tuple[str, Tensor | None]] = []
         """Each call of a layer, in order, and its output."""
@@ -78,4 +80,4 @@ class Probe:
 
 def _some(leaf: Any) -> Any:
     """The first ``INPUTS`` of a tensor."""
-    return maps_channels_last(leaf[:INPUTS] if isinstance(leaf, Tensor) else leaf)
+    return leaf[:INPUTS] if isinstance(leaf, Tensor) else leaf

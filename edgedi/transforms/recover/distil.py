@@ -12,9 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgedi.errors import CompactionError
-from edgedi.transforms.data import Batch, Data
+from edgedi.transforms.data import Batch, Data, takes_channels_last
 from edgedi.transforms.numbers import generator_of
-from edgedi.transforms.recover.faster import as_usual, batch_channels_last, channels_last, in_float32, may_be_halves
+from edgedi.transforms.recover.faster import (
+    as_usual,
+    batch_channels_last,
+    channels_last,
+    contiguous,
+    in_float32,
+    may_be_halves,
+)
 from edgedi.transforms.recover.losses import blend_of, distance, is_class_labels
 from edgedi.transforms.recover.norms import fold, norms_of, put_back
 from edgedi.transforms.recover.reading import Reader
@@ -84,8 +91,11 @@ class Training:
         self._folds = recipe.normalises and put_back(self.student, teacher, first)
         for parameter in self.student.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
-        channels_last(self.student)
-        self._teacher = channels_last(copy.deepcopy(teacher))
+        self._teacher = copy.deepcopy(teacher)
+        self._channels_last = takes_channels_last(self._teacher, self._example)
+        if self._channels_last:
+            channels_last(self.student)
+            channels_last(self._teacher)
         with torch.no_grad():
             answer = leaves_of(self._teacher(*self._example))
         self._device = answer[0].device
@@ -103,7 +113,7 @@ class Training:
             group["lr"] = self._recipe.learning_rate * schedule.rate * warm
         for norm in norms_of(self.student).values():
             norm.train(batch.size > 1)
-        loss = self._loss_of(batch_channels_last(batch), generator)
+        loss = self._loss_of(batch_channels_last(batch) if self._channels_last else batch, generator)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         length = nn.utils.clip_grad_norm_(self.student.parameters(), self._recipe.longest_gradient)
@@ -126,7 +136,7 @@ class Training:
             answer = self._answer_of(self.student, arguments)
             found = distance(answer, target, self._recipe.temperature)
             if self._loss is not None:
-                return found.lerp(asked("loss", self._loss, answer, batch.labels), self._recipe.loss_share)
+                return found.lerp(asked("loss", self._loss, contiguous(answer), batch.labels), self._recipe.loss_share)
             if not self._recipe.label_share or not is_class_labels(answer, batch.labels):
                 return found
             (logits,) = leaves_of(answer)

@@ -38,6 +38,11 @@ def batch_channels_last(batch: Batch) -> Batch:
     return Batch(pytree.tree_map(maps_channels_last, batch.arguments), batch.labels)
 
 
+def contiguous(answer: Any) -> Any:
+    """``answer`` in the usual layout: a user's ``loss`` may take a ``view`` of it."""
+    return pytree.tree_map(lambda leaf: leaf.contiguous() if isinstance(leaf, Tensor) else leaf, answer)
+
+
 MAPS, WEIGHT = (32, 64, 16, 16), (64, 64, 3, 3)
 """The convolution that both precisions are tried on."""
 TRIALS = 5

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgedi.transforms.compact import compact
 from edgedi.transforms.data import Batch, Data
 from edgedi.transforms.exact.simplify import simplify
 from edgedi.transforms.recover import distil as of_distil
@@ -109,3 +110,36 @@ def test_answers_that_are_no_classes_are_learnt_in_float32(seen_precisions: set[
     body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 1)).eval()
     distil(copy.deepcopy(body), body, Data(torch.randn(64, 3, 8, 8), "train", labelled=False), num_steps=2)
     assert not seen_precisions
+
+
+class Viewed(nn.Module):
+    """Its view puts channels and positions together, which no map in the layout of training allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(6 * 16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.second(torch.relu(self.first(x)))).view(len(x), 6 * 16))
+
+
+def test_a_network_with_a_view_keeps_the_usual_layout_when_pruned_and_trained():
+    torch.manual_seed(0)
+    model, x = Viewed().eval(), torch.randn(16, 3, 8, 8)
+    small = compact(model, x[:1], calibration=x, train=[(x, None)], target={"macs": 0.7}, progress=False)
+    assert small.compaction.steps[-1].training_steps > 0
+    assert small.first.out_channels < 8
+    assert small(x).shape == (16, 4)
+
+
+def test_a_loss_may_view_the_answer():
+    body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    seen: list[tuple[int, ...]] = []
+
+    def loss(answer: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(answer.view(len(answer), -1).shape))
+        return (answer.view(len(answer), -1).mean(1) - labels).square().mean()
+
+    data = Data([(torch.randn(4, 3, 8, 8), torch.zeros(4))] * 2, "train", labelled=True)
+    distil(copy.deepcopy(body), body, data, num_steps=2, loss=loss)
+    assert seen == [(4, 128)] * 2
