@@ -19,7 +19,7 @@ from edgedi.partition.capture.capture import Capture
 from edgedi.partition.graph.graph import LayerGraph, TensorSpec
 from edgedi.partition.plan.lowering import lower
 from edgedi.partition.plan.plan import Plan
-from edgedi.partition.plan.program import UNSPLIT, Piece
+from edgedi.partition.plan.program import UNSPLIT, Piece, ProgramSet
 from edgedi.partition.plan.simulate import simulate
 from edgedi.runtime.execution.reference import InProcess
 
@@ -120,7 +120,14 @@ def own_rounding(capture: Capture, inputs: Maps, expected: Maps) -> dict[str, fl
 
 
 def worst_layer(
-    capture: Capture, plan: Plan, inputs: Maps, expected: Maps, *, fast: bool, own: Mapping[str, float] | None = None
+    capture: Capture,
+    plan: Plan,
+    inputs: Maps,
+    expected: Maps,
+    *,
+    fast: bool,
+    own: Mapping[str, float] | None = None,
+    lowered: Callable[[Plan, LayerGraph], ProgramSet] = lower,
 ) -> Difference:
     """Simulate ``plan``, run it, and compare every piece that anyone computes with its part of ``expected``.
 
@@ -128,7 +135,7 @@ def worst_layer(
     networks magnify a rounding in their first layer a hundred times, whoever computes them.
     """
     basis = TOLERANCE[next(iter(capture.graph.inputs.values())).dtype]
-    programs = lower(plan, capture.graph)
+    programs = lowered(plan, capture.graph)
     simulate(programs)
     scales = {name: tensor.double().abs().max().item() for name, tensor in expected.items() if tensor.numel()}
     worst = Difference(value=0.0, limit=basis, where="nothing")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from edgedi.partition.graph.axes import AXES, axis_dims
 from edgedi.partition.graph.geometry import Interval, even_cuts, weighted_cuts
 from edgedi.partition.graph.graph import LayerGraph
+from edgedi.partition.plan.borders import borders, with_borders_first
+from edgedi.partition.plan.lowering import lower
 from edgedi.partition.plan.plan import HOME, Plan, Segment, reference
+from edgedi.partition.plan.program import ProgramSet
 
 
 def axis_plan(graph: LayerGraph, num_workers: int, axis: str = "rows", *, depth: int = 4) -> Plan:
@@ -38,6 +42,17 @@ def random_plan(
         segments.append(segment or _whole(graph, layers, rng.randrange(-1, num_workers)))
         position = segments[-1].layers.stop
     return Plan(num_workers=num_workers, segments=tuple(segments), graph_digest=graph.digest, planner="random")
+
+
+def lower_borders_first(plan: Plan, graph: LayerGraph, *, depth: int = -1) -> ProgramSet:
+    """``plan``'s programs with the borders of every piece first that can be made so: of its ways the one of ``depth``,
+    or the longest."""
+    plain = lower(plan, graph)
+    made = {
+        who: with_borders_first(program, [ways[depth if depth < len(ways) else -1] for ways in borders(program, graph)])
+        for who, program in plain.programs.items()
+    }
+    return replace(plain, programs=made)
 
 
 def _without_axis(graph: LayerGraph, start: int, dims: Mapping[str, int]) -> Interval | None:

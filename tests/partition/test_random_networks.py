@@ -7,6 +7,7 @@ import random
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from hypothesis import HealthCheck, assume, given, note, seed, settings
 from hypothesis import strategies as st
 
 from edgedi.partition.capture.capture import Capture, capture_model
+from edgedi.partition.plan.lowering import lower
 from edgedi.partition.plan.plan import Plan
 from tests.exactness import TOLERANCE, cast, whole_maps, worst_layer, worst_output
 from tests.partition.random_networks import Network, networks
-from tests.plans import axis_plan, random_plan
+from tests.plans import axis_plan, lower_borders_first, random_plan
 
 PROFILE = settings(
     deadline=None, print_blob=True, derandomize=False, suppress_health_check=list(HealthCheck), database=None
@@ -63,15 +65,16 @@ def check(network: Network, plan_seed: int) -> None:
     plans = _plans(capture, rng)
     for plan in plans:
         note(str(plan))
-        worst = worst_layer(capture, plan, inputs, expected, fast=False)
-        assert worst.passes, f"float64: {worst}\n{plan}\n{capture.graph}"
+        lowered = rng.choice((lower, lower_borders_first, partial(lower_borders_first, depth=0)))
+        worst = worst_layer(capture, plan, inputs, expected, fast=False, lowered=lowered)
+        assert worst.passes, f"float64: {worst}\n{lowered(plan, capture.graph)}\n{capture.graph}"
     if any(layer.op == "opaque" for layer in capture.graph.layers):
         return
     single = cast(capture, torch.float32)
     floats = {name: tensor.float() for name, tensor in inputs.items()}
     exact = whole_maps(cast(single, torch.float64), {name: tensor.double() for name, tensor in floats.items()})
     plan = replace(plans[-1], graph_digest="")
-    worst = worst_layer(single, plan, floats, exact, fast=True)
+    worst = worst_layer(single, plan, floats, exact, fast=True, lowered=rng.choice((lower, lower_borders_first)))
     assert worst.passes, f"float32 fused: {worst}\n{plans[-1]}\n{capture.graph}"
 
 

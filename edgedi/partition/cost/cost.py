@@ -31,10 +31,11 @@ devices' speeds (other axis); moving a border by more than an element between tw
 free; a halo wider than the neighbour's share counts as one message. In return the price of a segment depends on the
 layout before it alone, which makes dynamic programming over segments exact for the estimate (``estimate``). A finished
 plan is priced again, without these approximations, on the messages and pieces that lowering really emits
-(``settle``); planners compare their candidates by that price, and plans report it.
+(``settle``); planners compare their candidates by that price, and plans report it. There, borders that are sent before
+the rest is computed are waited for that much less (``overlap``); the estimate has all of their way.
 
-Approximate in both: waiting is not overlapped with work; a sender's other messages, and links that share one wire, do
-not slow each other down. Memory has no price, it is a limit (``fitting``).
+Approximate in both: a sender's other messages, and links that share one wire, do not slow each other down. Memory has
+no price, it is a limit (``fitting``).
 """
 
 from __future__ import annotations

@@ -7,29 +7,55 @@ from older layouts, idle workers, halos from several owners. This is the cost th
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from edgedi.partition.cost.cost import CostModel
-from edgedi.partition.plan.lowering import lower
+from edgedi.partition.cost.overlap import lower_hiding
 from edgedi.partition.plan.plan import HOME, Cost, Plan
-from edgedi.partition.plan.program import Program, Recv, Run
+from edgedi.partition.plan.program import Piece, Program, ProgramSet, Recv, Run, Send
 
 
 def settled(model: CostModel, plan: Plan) -> Plan:
     """``plan`` with every segment's cost as lowered; ``PlanError`` where it cannot be lowered."""
-    tally = _Tally(model, plan)
-    for program in lower(plan, model.graph).programs.values():
+    programs = lower_hiding(model, plan)
+    tally = _Tally(model, plan, _head_starts(model, plan, programs))
+    for program in programs.programs.values():
         tally.add(program)
     segments = (replace(segment, cost=tally.cost(k)) for k, segment in enumerate(plan.segments))
     return replace(plan, segments=tuple(segments))
 
 
+_Sent = tuple[int, int, Piece]
+"""Source, target, and what."""
+
+
+def _head_starts(model: CostModel, plan: Plan, programs: ProgramSet) -> dict[_Sent, float]:
+    """How many seconds each message's sender goes on computing in the segment of it."""
+    of_layer = _segment_of_layers(plan)
+    found: dict[_Sent, float] = {}
+    for me, program in programs.programs.items():
+        after_s: dict[int, float] = defaultdict(float)
+        for instruction in reversed(program.instructions):
+            if isinstance(instruction, Run):
+                segment = of_layer[model.graph.position[instruction.piece.tensor]]
+                after_s[segment] += model.run_seconds(me, instruction, plan.segments[segment].axis)
+            elif isinstance(instruction, Send) and instruction.piece.tensor in model.graph.by_name:
+                segment = of_layer[model.graph.position[instruction.piece.tensor]]
+                found[me, instruction.target, instruction.piece] = after_s[segment]
+    return found
+
+
+def _segment_of_layers(plan: Plan) -> list[int]:
+    return [k for k, segment in enumerate(plan.segments) for _ in range(len(segment.layers))]
+
+
 class _Tally:
     """Adds up, per segment and participant, what programs compute and receive."""
 
-    def __init__(self, model: CostModel, plan: Plan) -> None:
-        self._model, self._plan = model, plan
-        self._of_layer = [k for k, segment in enumerate(plan.segments) for _ in range(len(segment.layers))]
+    def __init__(self, model: CostModel, plan: Plan, head_starts_s: Mapping[_Sent, float]) -> None:
+        self._model, self._plan, self._head_starts_s = model, plan, head_starts_s
+        self._of_layer = _segment_of_layers(plan)
         self._compute: dict[tuple[int, int], float] = defaultdict(float)
         self._received: dict[tuple[int, int], list[Recv]] = defaultdict(list)
 
@@ -55,9 +81,17 @@ class _Tally:
         return worst
 
     def _of(self, segment: int, me: int) -> Cost:
-        latency = seconds = 0.0
-        for message in self._received[segment, me]:
-            link = self._model.cluster.link_between(message.source, me)
-            latency = max(latency, link.latency_s)
-            seconds += 2 * link.message_cpu_s + self._model.num_bytes(message.piece) / link.bytes_per_s
-        return Cost(compute_s=self._compute.get((segment, me), 0.0), exchange_s=latency + seconds)
+        """A message that was sent early is waited for as long as it travels beyond that; the others, as they travel."""
+        messages = self._received[segment, me]
+        cpu_s = sum(2 * self._model.cluster.link_between(message.source, me).message_cpu_s for message in messages)
+        heads_s = [self._head_starts_s.get((message.source, me, message.piece), 0.0) for message in messages]
+        late = [message for message, head_s in zip(messages, heads_s, strict=True) if not head_s]
+        least_s = min((head_s for head_s in heads_s if head_s), default=0.0)
+        waits_s = max(self._way_s(me, late), self._way_s(me, messages) - least_s)
+        return Cost(compute_s=self._compute.get((segment, me), 0.0), exchange_s=cpu_s + waits_s)
+
+    def _way_s(self, me: int, messages: Sequence[Recv]) -> float:
+        """How long messages travel that are all sent at once."""
+        ways = [(self._model.cluster.link_between(message.source, me), message.piece) for message in messages]
+        latency_s = max((link.latency_s for link, _ in ways), default=0.0)
+        return latency_s + sum(self._model.num_bytes(piece) / link.bytes_per_s for link, piece in ways)
