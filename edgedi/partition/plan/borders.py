@@ -25,8 +25,8 @@ from edgedi.partition.graph.operators import needs
 from edgedi.partition.plan.plan import HOME
 from edgedi.partition.plan.program import Instruction, Join, Piece, Program, Recv, Run, Send
 
-IN_PARTS = frozenset({"conv", "max_pool", "avg_pool"})
-"""Operators that are made in parts: what they make is large, and memory of its own."""
+IN_PARTS = frozenset({"conv", "max_pool", "avg_pool", "unary", "affine", "prelu", "binary"})
+"""Operators that are made in parts: a row of theirs takes as long beside others as alone, but for the call."""
 _FIRST_SPATIAL_DIM = 2
 
 
