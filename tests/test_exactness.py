@@ -36,7 +36,7 @@ from tests.exactness import (
     worst_output,
 )
 from tests.networks import FAMILIES, FIXED_SIZE, ODD_SIZE, build, family_of, noise_for, own_size
-from tests.plans import axis_plan, random_plan
+from tests.plans import axis_plan, lower_borders_first, random_plan
 from tests.sensitivity import insensitive_layers
 
 WORKERS = (1, 2, 3, 5)
@@ -78,14 +78,16 @@ def odd_size(name: str) -> tuple[int, int]:
 
 
 def check_float32(model: nn.Module, capture: Capture, plans: list[Plan], x: Tensor, truth: Any) -> None:
-    """Every piece of every plan's run, and the answer of the last, against the truth."""
+    """Every piece of every plan's run, every other with its borders first, and the answer of the last, against the
+    truth."""
     inputs = capture.flatten((x,))
     exact = whole_maps(cast(capture, torch.float64), {key: value.double() for key, value in inputs.items()})
     limit = max(TOLERANCE["float32"], 3 * worst_output(answer(model, x), truth))
     assert worst_output(capture.unflatten(exact), truth) <= limit
     own = own_rounding(capture, inputs, exact)
-    for plan in plans:
-        worst = worst_layer(capture, plan, inputs, exact, fast=True, own=own)
+    for number, plan in enumerate(plans):
+        lowered = (lower, lower_borders_first)[number % 2]
+        worst = worst_layer(capture, plan, inputs, exact, fast=True, own=own, lowered=lowered)
         assert worst.passes, f"{worst}\n{plan}"
     y = InProcess(capture, lower(plan, capture.graph))(x)
     print(f"layers {worst}; output {worst_output(y, truth):.2e} (limit {limit:.2e})")
@@ -120,8 +122,8 @@ def test_odd_size(name: str):
     exact = whole_maps(capture, inputs)
     assert worst_output(capture.unflatten(exact), truth) <= TOLERANCE["float64"]
     plans = [axis_plan(capture.graph, 2, "columns", depth=3), *(random_plan(capture.graph, n, rng) for n in (3, 5))]
-    for plan in plans:
-        worst = worst_layer(capture, plan, inputs, exact, fast=False)
+    for plan, lowered in zip(plans, (lower_borders_first, lower, lower_borders_first), strict=True):
+        worst = worst_layer(capture, plan, inputs, exact, fast=False, lowered=lowered)
         assert worst.passes, f"float64: {worst}\n{plan}"
     single = cast(capture, torch.float32)
     low = {key: value.to(torch.float32) for key, value in exact.items()}
