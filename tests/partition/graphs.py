@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -266,7 +267,8 @@ def graphs(draw: st.DrawFn, *, max_steps: int = 5, max_size: int = 24, opaque: b
 
 @st.composite
 def clusters(draw: st.DrawFn, *, max_workers: int = 4) -> ClusterProfile:
-    """Unequal devices, unequal links, from free messages to dear ones."""
+    """Unequal devices, which take a network alone in less than its layers or not; unequal links, from free messages to
+    dear ones."""
     num_workers = draw(st.integers(1, max_workers))
     cluster = ClusterProfile.uniform(
         num_workers,
@@ -276,6 +278,8 @@ def clusters(draw: st.DrawFn, *, max_workers: int = 4) -> ClusterProfile:
         bytes_per_s=draw(st.sampled_from((1e6, 1e8, 1e10))),
         message_cpu_s=draw(st.sampled_from((0.0, 1e-6))),
     ).with_speeds([draw(st.sampled_from((1.0, 1.5, 4.0))) for _ in range(num_workers)])
+    alone = draw(st.sampled_from((1.0, 0.8)))
+    cluster = replace(cluster, devices=tuple(replace(device, alone_share=alone) for device in cluster.devices))
     slow = LinkProfile(latency_s=1e-4, bytes_per_s=1e6, message_cpu_s=1e-6)
     ends = draw(st.lists(st.tuples(st.integers(-1, num_workers - 1), st.integers(-1, num_workers - 1)), max_size=3))
     return cluster.with_links({(s, t): slow for s, t in ends if s != t})

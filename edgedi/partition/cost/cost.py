@@ -5,6 +5,7 @@ Notation: worker ``k``, layer ``l``, link ``(s, t)`` from participant s to t, al
     plan      = sum of its segments, then the outputs' way home (counted with the last segment)
     segment   = max over workers of compute + exchange
     compute   = sum over layers of seconds_k(l, the region that demand.backward asks of l)     halo rows counted again
+                times alone_share_k where k alone computes the whole network
     exchange  = max of latency(s, k) over the messages that k waits for
               + sum over messages of message_cpu at both ends
               + sum over messages of bytes / bytes_per_s(s, k)
@@ -41,7 +42,7 @@ no price, it is a limit (``fitting``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -50,7 +51,7 @@ from edgedi.partition.graph.axes import AXES
 from edgedi.partition.graph.geometry import Interval, Region
 from edgedi.partition.graph.graph import LayerGraph
 from edgedi.partition.graph.reach import Reach, Reaches, reduces
-from edgedi.partition.plan.plan import HOME, Cost
+from edgedi.partition.plan.plan import HOME, Cost, Plan
 from edgedi.partition.plan.program import UNSPLIT, Piece, Run
 
 Layout = str | int
@@ -108,9 +109,21 @@ class CostModel:
     # --- compute ------------------------------------------------------------------------------------------------------
 
     def whole_compute(self, worker: int, layers: Interval) -> float:
-        """Seconds for all of ``layers`` on one participant."""
+        """Seconds for all of ``layers`` on one participant, which are less than their sum if they are the network."""
         prefix = self._prefix_s[self._kind[worker]]
-        return prefix[layers.stop] - prefix[layers.start]
+        share = self._alone_share(worker) if len(layers) == len(self.graph.layers) else 1.0
+        return share * (prefix[layers.stop] - prefix[layers.start])
+
+    def layer_compute(self, worker: int, position: int) -> float:
+        """Seconds for all of one layer on one participant."""
+        return self._whole_s[self._kind[worker]][position]
+
+    def alone_share(self, plan: Plan, worker: int) -> float:
+        """What ``run_seconds`` are multiplied with under ``plan``: 1 unless the worker computes all of it."""
+        return self._alone_share(worker) if [segment.on for segment in plan.segments] == [worker] else 1.0
+
+    def _alone_share(self, worker: int) -> float:
+        return self.cluster.devices[self._kind[worker]].alone_share if worker != HOME else 1.0
 
     def table(self, worker: int, position: int, axis: str) -> Mapping[int, float]:
         """Seconds that a worker takes for 0, 1, ... elements of a layer along ``axis``; one more than it has: all."""
@@ -228,8 +241,6 @@ class _Table(dict[int, float]):
 
 
 def _alike(one: DeviceProfile, other: DeviceProfile) -> bool:
-    return (one.layers, one.seconds_per_flop, one.seconds_per_layer) == (
-        other.layers,
-        other.seconds_per_flop,
-        other.seconds_per_layer,
+    return replace(one, name="", fingerprint="", memory_bytes=None) == replace(
+        other, name="", fingerprint="", memory_bytes=None
     )

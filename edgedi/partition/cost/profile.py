@@ -76,6 +76,8 @@ class DeviceProfile:
     """What one device takes for each layer. ``fingerprint`` names hardware, engine and threads it was measured with.
 
     ``seconds_per_flop`` and ``seconds_per_layer`` (a fixed cost of every layer) price layers that were not measured.
+    ``alone_share`` is what a whole network takes of the sum of its layers where this device runs it alone: an engine
+    takes long chains of layers in less than one after another, and a split plan has short ones.
     ``memory_bytes`` is what weights and activations may take; ``None`` for no limit known.
     """
 
@@ -84,10 +86,12 @@ class DeviceProfile:
     layers: Mapping[str, LayerProfile] = field(default_factory=dict)
     seconds_per_flop: float = 1e-10
     seconds_per_layer: float = 0.0
+    alone_share: float = 1.0
     memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
         _require_amount("seconds_per_flop", self.seconds_per_flop)
+        _require_amount("alone_share", self.alone_share)
         _require_amount("seconds_per_layer", self.seconds_per_layer)
         object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
 
@@ -131,6 +135,7 @@ class DeviceProfile:
             "fingerprint": self.fingerprint,
             "seconds_per_flop": self.seconds_per_flop,
             "seconds_per_layer": self.seconds_per_layer,
+            "alone_share": self.alone_share,
             "memory_bytes": self.memory_bytes,
             "layers": {
                 layer: {axis: [list(point) for point in points] for axis, points in known.curves.items()}
@@ -148,6 +153,7 @@ class DeviceProfile:
             fingerprint=_take(values, "device", "fingerprint", str, ""),
             seconds_per_flop=float(_take(values, "device", "seconds_per_flop", (int, float))),
             seconds_per_layer=float(_take(values, "device", "seconds_per_layer", (int, float), 0.0)),
+            alone_share=float(_take(values, "device", "alone_share", (int, float), 1.0)),
             memory_bytes=memory,
             layers={layer: LayerProfile(curves=_curves_from(layer, curves)) for layer, curves in layers.items()},
         )

@@ -88,7 +88,8 @@ class _Tally:
         late = [message for message, head_s in zip(messages, heads_s, strict=True) if not head_s]
         least_s = min((head_s for head_s in heads_s if head_s), default=0.0)
         waits_s = max(self._way_s(me, late), self._way_s(me, messages) - least_s)
-        return Cost(compute_s=self._compute.get((segment, me), 0.0), exchange_s=cpu_s + waits_s)
+        compute_s = self._model.alone_share(self._plan, me) * self._compute.get((segment, me), 0.0)
+        return Cost(compute_s=compute_s, exchange_s=cpu_s + waits_s)
 
     def _way_s(self, me: int, messages: Sequence[Recv]) -> float:
         """How long messages travel that are all sent at once."""

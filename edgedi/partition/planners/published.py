@@ -171,7 +171,7 @@ def _seconds_of_rows(model: CostModel, worker: int) -> float:
     """Seconds for all rows on one worker: computing them, and bringing the input."""
     graph, rows = model.graph, model.dims(AXIS)
     positions = [graph.position[layer.name] for layer in graph.layers if layer.name in rows]
-    compute_s = sum(model.whole_compute(worker, Interval(position, position + 1)) for position in positions)
+    compute_s = sum(model.layer_compute(worker, position) for position in positions)
     link = model.cluster.link_between(HOME, worker)
     return max(1e-30, compute_s + sum(spec.num_bytes for spec in graph.inputs.values()) / link.bytes_per_s)
 

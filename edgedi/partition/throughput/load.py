@@ -56,7 +56,8 @@ def load_of(model: CostModel, plan: Plan) -> Load:
     links: dict[tuple[int, int], float] = defaultdict(float)
     axes = [segment.axis for segment in plan.segments for _ in range(len(segment.layers))]
     for program in lower(plan, model.graph).programs.values():
-        processors[program.participant] += _processor_s(model, program, axes)
+        share = model.alone_share(plan, program.participant)
+        processors[program.participant] += _processor_s(model, program, axes, share)
         for instruction in program.instructions:
             if isinstance(instruction, Send):
                 ends = (program.participant, instruction.target)
@@ -65,12 +66,12 @@ def load_of(model: CostModel, plan: Plan) -> Load:
     return Load(processors_s=processors, links_s=links)
 
 
-def _processor_s(model: CostModel, program: Program, axes: list[str]) -> float:
+def _processor_s(model: CostModel, program: Program, axes: list[str], share: float) -> float:
     me, seconds = program.participant, 0.0
     for instruction in program.instructions:
         match instruction:
             case Run(piece=piece):
-                seconds += model.run_seconds(me, instruction, axes[model.graph.position[piece.tensor]])
+                seconds += share * model.run_seconds(me, instruction, axes[model.graph.position[piece.tensor]])
             case Recv(source=source):
                 seconds += model.cluster.link_between(source, me).message_cpu_s
             case Send(target=target):

@@ -157,7 +157,10 @@ def stage_seconds(model: CostModel, teams: Sequence[Team], limits: Sequence[floa
     for team in teams:
         down = [model.cluster.link_between(HOME, worker) for worker in team]
         up = [model.cluster.link_between(worker, HOME) for worker in team]
-        seconds = _prefix(_layer_seconds(model, team)) + _message_cpu(model, team) * (inner[:, None] + inner[None, :])
+        seconds = _prefix(_layer_seconds(model, team))
+        if len(team) == 1:
+            seconds[0, end] = model.whole_compute(team[0], Interval(0, end))
+        seconds += _message_cpu(model, team) * (inner[:, None] + inner[None, :])
         for (count, _), links in ((reads, down), (gives, up)):
             seconds += count * max(link.message_cpu_s for link in links)
         for (_, num_bytes), links in ((reads, down), (gives, up)):
@@ -213,7 +216,7 @@ def _weight_bytes(graph: LayerGraph, index: int) -> int:
 def _layer_seconds(model: CostModel, team: Team) -> list[float]:
     """Seconds of every layer, of one worker or of a team that shares it along rows."""
     layers = range(len(model.graph.layers))
-    alone = [[model.whole_compute(worker, Interval(k, k + 1)) for k in layers] for worker in team]
+    alone = [[model.layer_compute(worker, k) for k in layers] for worker in team]
     fastest = min(alone, key=sum)
     if len(team) == 1:
         return fastest
@@ -226,7 +229,8 @@ def _shared_seconds(model: CostModel, team: Team, position: int) -> float:
     if layer.name not in dims or any(name not in dims for name in layer.inputs):
         return np.inf
     cuts = weighted_cuts(layer.spec.shape[dims[layer.name]], [model.speed_shares[worker] for worker in team])
-    halo_s = 4 * _message_cpu(model, team) if _reads_beyond(model, position, cuts[0]) else 0.0
+    first = next(cut for cut in cuts if len(cut))  # a slow worker's share may be none of few rows
+    halo_s = 4 * _message_cpu(model, team) if _reads_beyond(model, position, first) else 0.0
     return halo_s + max(model.table(k, position, "rows")[len(cut)] for k, cut in zip(team, cuts, strict=True))
 
 

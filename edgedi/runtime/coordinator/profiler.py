@@ -32,7 +32,10 @@ INSTALL_TIMEOUT_S = 300.0
 MEASURE_TIMEOUT_S = 600.0
 ENGINE_COUNTS = 0.8
 """Layers are measured one by one in torch. Where an engine takes at most this share of their time it is because they
-are small, and it will take the chains of a split plan as well; where it takes more, it takes long chains only."""
+are small, and it will take the chains of a split plan as well; where it takes more, it takes long chains only, and the
+share counts where a device runs the whole network alone."""
+KEPT_VERSION = 2
+"""Raised where a kept profile lacks what one that is measured now would hold."""
 _FRACTIONS = {"rows": (2, 4, 8), "channels": (2, 4)}
 """What part of a layer is measured besides all of it: one over these."""
 _CHANNELS_FROM_BYTES = 262_144
@@ -193,7 +196,8 @@ def _profile(welcome: Welcome, graph: LayerGraph, measured: Mapping[tuple[str, i
     for axis in _FRACTIONS:
         _close_curves(curves, graph, axis)
     layers = {name: LayerProfile(curves={a: tuple(p) for a, p in c.items()}) for name, c in curves.items()}
-    return DeviceProfile(name=welcome.name, fingerprint=welcome.fingerprint, layers=layers)
+    alone_share = 1.0 if whole is None else whole.engine_factor / share
+    return DeviceProfile(name=welcome.name, fingerprint=welcome.fingerprint, layers=layers, alone_share=alone_share)
 
 
 def _close_curves(curves: Mapping[str, Any], graph: LayerGraph, axis: str) -> None:
@@ -205,7 +209,7 @@ def _close_curves(curves: Mapping[str, Any], graph: LayerGraph, axis: str) -> No
 
 
 def _cache_path(fingerprint: str, graph: LayerGraph) -> Path:
-    return CACHE_FOLDER / f"{fingerprint}-{graph.digest[:16]}-t{OPERATOR_TABLE_VERSION}.json"
+    return CACHE_FOLDER / f"{fingerprint}-{graph.digest[:16]}-t{OPERATOR_TABLE_VERSION}-p{KEPT_VERSION}.json"
 
 
 def _cached(fingerprint: str, graph: LayerGraph) -> DeviceProfile | None:

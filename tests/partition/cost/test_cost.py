@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgedi.partition.cost.busy import busy_seconds
 from edgedi.partition.cost.cost import CostModel
 from edgedi.partition.cost.profile import ClusterProfile, LinkProfile
 from edgedi.partition.cost.settle import settled
@@ -11,10 +15,12 @@ from edgedi.partition.graph.demand import backward
 from edgedi.partition.graph.geometry import WHOLE, Interval, Need, Region, scale
 from edgedi.partition.graph.graph import LayerGraph
 from edgedi.partition.graph.reach import may_split, reduces
+from edgedi.partition.plan.lowering import lower
 from edgedi.partition.plan.plan import HOME, Cost, Plan, Segment
 from edgedi.partition.planners.by_name import plan, planners
 from edgedi.partition.search.estimate import SplitPricer, estimated, segment_cost
 from edgedi.partition.search.minimax import FIRST, LAST, MIDDLE
+from edgedi.partition.throughput.load import load_of
 from tests.partition.graphs import Builder, chain, clusters, graphs, residual, with_opaque
 
 FREE = LinkProfile()
@@ -119,6 +125,31 @@ def test_halo_rows_are_computed_again() -> None:
     assert fused == Cost(compute_s=4 * (4 + 5), exchange_s=0)
     apart = segment_cost(model, rows(0, 1), HOME).compute_s + segment_cost(model, rows(1, 2), "rows").compute_s
     assert apart == 4 * (4 + 4)
+
+
+def test_a_network_on_one_device_takes_its_share_of_the_layers_sum() -> None:
+    """An engine's long chain. Nothing of it where two workers share the network, whole segments or split ones."""
+    graph, known = two_convolutions(), cluster()
+    devices = tuple(
+        replace(device, alone_share=share) for device, share in zip(known.devices, (0.75, 0.5), strict=True)
+    )
+    model, whole = CostModel(graph, replace(known, devices=devices)), Interval(0, 2)
+
+    def priced(*segments: Segment) -> tuple[list[float], tuple[float, ...], Mapping[int, float]]:
+        plan = Plan(num_workers=2, segments=segments)
+        busy = busy_seconds(graph, model.cluster, plan, lower(plan, graph))
+        return [s.cost.compute_s for s in settled(model, plan).segments], busy, load_of(model, plan).processors_s
+
+    for worker, share in enumerate((0.75, 0.5)):
+        segment = Segment(layers=whole, axis="whole", on=worker)
+        busy = tuple(64 * share if k == worker else 0.0 for k in range(2))
+        computed, counted, loaded = priced(segment)
+        assert (computed, counted, loaded[worker]) == ([64 * share], busy, 64 * share)
+        assert segment_cost(model, segment, HOME).compute_s == 64 * share
+    first, second = (Segment(layers=Interval(k, k + 1), axis="whole", on=k) for k in range(2))
+    computed, counted, loaded = priced(first, second)
+    assert (computed, counted, loaded[0]) == ([32.0, 32.0], (32.0, 32.0), 32.0)
+    assert priced(rows(0, 2))[0] == [4 * (4 + 5)]
 
 
 @pytest.mark.parametrize(("price", "way"), [(estimated, 1), (settled, 0)])

@@ -42,6 +42,7 @@ def price_alone(model: CostModel, stage: Stage) -> float:
     inside = graph.layers[layers.start : layers.stop]
     shapes = {layer.name: graph.input_shapes(layer) for layer in inside}
     seconds = sum(cluster.devices[me].seconds(layer, shapes[layer.name]) for layer in inside)
+    seconds *= cluster.devices[me].alone_share if len(inside) == len(graph.layers) else 1.0
     others = [worker for worker in model.workers if worker != me]
     links = [cluster.link_between(*ends) for worker in others for ends in ((me, worker), (worker, me))]
     message_s = max((link.message_cpu_s for link in links), default=0.0)
@@ -191,6 +192,15 @@ def test_unequal_devices_answer_in_proportion_to_their_speed() -> None:
     found = place(chain(rows=48, channels=16), cluster, objective="throughput")
     rates = {replica.workers: replica.rate_per_s for replica in found.replicas}
     assert rates[(1,)] == pytest.approx(3 * rates[(0,)])
+
+
+def test_a_device_may_be_too_slow_for_a_single_row() -> None:
+    """Its share of a small map is empty; a window that jumps rows reads less than nothing for that."""
+    b = Builder(1, 4, 8, 8)
+    graph = b.graph(b.conv(b.conv("x", 4), 4, kernel=1, stride=2))
+    cluster = ClusterProfile.uniform(2).with_speeds((1, 40))
+    found = place(graph, cluster, objective="throughput")
+    assert found.rate_per_s >= place(graph, cluster.subset([1]), objective="throughput").rate_per_s
 
 
 def uphill() -> LayerGraph:

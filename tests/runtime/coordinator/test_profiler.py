@@ -47,13 +47,16 @@ def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiler, "CACHE_FOLDER", tmp_path)
 
 
-@pytest.mark.parametrize(("engine_factor", "share"), [(0.5, 0.5), (0.8, 0.8), (0.81, 1.0), (1.0, 1.0)])
-def test_a_profile_and_a_later_probe_count_an_engine_alike(engine_factor: float, share: float) -> None:
+@pytest.mark.parametrize(
+    ("engine_factor", "share", "alone"), [(0.5, 0.5, 1.0), (0.8, 0.8, 1.0), (0.81, 1.0, 0.81), (1.0, 1.0, 1.0)]
+)
+def test_a_profile_and_a_later_probe_count_an_engine_alike(engine_factor: float, share: float, alone: float) -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
     taken = capture_model(network, torch.zeros(1, 3, 16, 16))
     asked = cast(Coordinator, OneWorker(engine_factor))
     (device,) = profiler.device_profiles(asked, taken, {0: WELCOME}, lambda line: None)
     probed = profiler.whole_seconds(asked, taken.graph, taken.weights, 0)
+    assert device.alone_share == pytest.approx(alone)
     assert set(probed) == {layer.name for layer in taken.graph.layers}
     for layer in taken.graph.layers:
         assert probed[layer.name] == pytest.approx(share * LAYER_S)
