@@ -37,11 +37,16 @@ REPEATS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One chain of runs: its layers, what torch and each engine took, and which computes it."""
+    """One chain of runs: what they make, what torch and each engine took, and which computes it."""
 
-    layers: tuple[str, ...]
+    pieces: tuple[Piece, ...]
     torch_s: float
     engines_s: Mapping[str, float]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that the pieces are of."""
+        return tuple(piece.tensor for piece in self.pieces)
 
     @property
     def engine(self) -> str | None:
@@ -141,7 +146,7 @@ class EngineGroups:
         runs = [partial(kernel, *slots.values()) for kernel in kernels.values()]
         torch_s, *engines_s = self._least(lambda: _walk(chain, dict(slots)), *runs)
         choice = Choice(
-            layers=tuple(step.instruction.piece.tensor for step in chain),
+            pieces=tuple(step.instruction.piece for step in chain),
             torch_s=torch_s,
             engines_s=dict(zip(kernels, engines_s, strict=True)),
         )

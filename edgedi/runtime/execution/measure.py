@@ -46,7 +46,7 @@ def measure_program(
 ) -> tuple[Measurement, ...]:
     """(layer, dimension or ``"whole"``, length, seconds) of every RUN instruction: shares of the least of ``repeats``
     runs, by the least that each layer took; with ``calm`` of as many at calm moments."""
-    runs = [(s.instruction, s.kernel) for s in loaded.steps if isinstance(s.instruction, Run) and s.kernel is not None]
+    runs = _runs(loaded)
     inputs = [[random_piece(piece, loaded.graph) for piece in run.inputs] for run, _ in runs]
 
     def once() -> list[float]:
@@ -61,6 +61,10 @@ def measure_program(
     rounds = calmly(once, enough=repeats, most_s=CALM_S) if calm else [once() for _ in range(repeats)]
     least = tuple(_named(run, min(seconds)) for (run, _), seconds in zip(runs, zip(*rounds, strict=True), strict=True))
     return adding_up_to(min(map(sum, rounds)), least)
+
+
+def _runs(loaded: LoadedProgram) -> list[tuple[Run, Callable[..., Any]]]:
+    return [(s.instruction, s.kernel) for s in loaded.steps if isinstance(s.instruction, Run) and s.kernel is not None]
 
 
 def adding_up_to(total_s: float, measured: tuple[Measurement, ...]) -> tuple[Measurement, ...]:
@@ -104,14 +108,14 @@ def measure_described(
     instructions = Program.parse(text).instructions
     as_it_runs = any(isinstance(instruction, Recv) for instruction in instructions)
 
-    def run(program: str, described: tuple[dict[str, Any], ...], calm: bool = calm) -> tuple[Measurement, ...]:
+    def loaded_for(program: str, described: tuple[dict[str, Any], ...]) -> LoadedProgram:
         packer = Packer(trials) if trials is not None else None
         names = set(digests_of(described))
         store = noise_store([weight for weight in weights if weight["digest"] in names], packer, device)
         loaded = load(program, described, store, packer, limit_bytes=limit_bytes, device=device)
         if groups is not None and (as_it_runs or all(s.instruction.piece.dim == UNSPLIT for s in loaded.steps)):
             groups(loaded.steps, lambda name, cut: store.lend(name), loaded.graph)
-        return measure_program(loaded, repeats, clock, calm=calm)
+        return loaded
 
     weight_bytes = sum(tensor_bytes(w["dtype"], w["shape"]) for w in weights)
     maps_bytes, _ = program_bytes(Program.parse(text), read_graph(layers))
@@ -121,9 +125,10 @@ def measure_described(
         groups.ask_at_most(room_beside(weight_bytes + maps_bytes, limit_bytes, weight_bytes, wanted).engines)
     if limit_bytes is None or weight_bytes <= limit_bytes:
         with contextlib.suppress(WorkerMemoryError):
-            measured = run(text, layers)
+            loaded = loaded_for(text, layers)
+            measured = measure_program(loaded, repeats, clock, calm=calm)
             if groups is None or as_it_runs:
-                return _in_chains(measured, groups), 1.0
+                return _in_chains(loaded, measured, groups), 1.0
             return measured, groups.factor
     found: list[Measurement] = []
     for instruction in instructions:
@@ -131,14 +136,19 @@ def measure_described(
             continue
         alone = Program(participant=0, instructions=(instruction,))
         with contextlib.suppress(WorkerMemoryError):
-            found += run(str(alone), _alone(layers, instruction.piece.tensor), calm=False)
+            loaded = loaded_for(str(alone), _alone(layers, instruction.piece.tensor))
+            found += measure_program(loaded, repeats, clock)
     return tuple(found), 1.0
 
 
-def _in_chains(measured: tuple[Measurement, ...], groups: EngineGroups | None) -> tuple[Measurement, ...]:
-    """Seconds of layers as part of the chains that an engine computes."""
-    factors = {layer: choice.factor for choice in groups.choices for layer in choice.layers} if groups else {}
-    return tuple((name, kind, length, factors.get(name, 1.0) * s) for name, kind, length, s in measured)
+def _in_chains(
+    loaded: LoadedProgram, measured: tuple[Measurement, ...], groups: EngineGroups | None
+) -> tuple[Measurement, ...]:
+    """Seconds of pieces as part of the chains that an engine computes."""
+    factors = {piece: choice.factor for choice in groups.choices for piece in choice.pieces} if groups else {}
+    made = [factors.get(run.piece, 1.0) for run, _ in _runs(loaded)]
+    pairs = zip(made, measured, strict=True)
+    return tuple((name, kind, length, factor * seconds) for factor, (name, kind, length, seconds) in pairs)
 
 
 def _alone(layers: tuple[dict[str, Any], ...], name: str) -> tuple[dict[str, Any], ...]:

@@ -5,6 +5,7 @@ Real workers do so all at once, emulated ones one after another, and theirs is w
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,8 +36,16 @@ def seconds_alone(
         if any(isinstance(instruction, Run) for instruction in programs.programs[participant].instructions)
     }
     answers = {p: answer_of(future, MEASURE_TIMEOUT_S, "measuring the bound") for p, future in asked.items()}
-    found = {p: {layer: seconds for layer, _, _, seconds in answer.seconds} for p, answer in answers.items()}
+    found = {p: _by_layer(answer) for p, answer in answers.items()}
     return tuple(found.get(participant, {}) for participant in range(len(links)))
+
+
+def _by_layer(answer: Measured) -> dict[str, float]:
+    """Seconds of each layer, of all parts that it is made in."""
+    seconds: dict[str, float] = defaultdict(float)
+    for layer, _, _, taken_s in answer.seconds:
+        seconds[layer] += taken_s
+    return dict(seconds)
 
 
 def _message(programs: ProgramSet, participant: int, shipment: Shipment) -> Measure:

@@ -258,12 +258,12 @@ def test_short_chains_are_left_alone(engine: Engine) -> None:
 
 
 def test_a_choice_asks_for_more_than_noise() -> None:
-    assert Choice(layers=("conv",), torch_s=1.0, engines_s={"one": FASTER_BY}).engine == "one"
-    assert Choice(layers=("conv",), torch_s=1.0, engines_s={"one": 0.99}).engine is None
+    assert Choice(pieces=(Piece("conv"),), torch_s=1.0, engines_s={"one": FASTER_BY}).engine == "one"
+    assert Choice(pieces=(Piece("conv"),), torch_s=1.0, engines_s={"one": 0.99}).engine is None
 
 
 def test_of_several_engines_the_fastest_computes() -> None:
-    choice = Choice(layers=("conv",), torch_s=4.0, engines_s={"one": 3.0, "other": 2.0})
+    choice = Choice(pieces=(Piece("conv"),), torch_s=4.0, engines_s={"one": 3.0, "other": 2.0})
     assert (choice.engine, choice.factor) == ("other", 0.5)
 
 

@@ -21,7 +21,7 @@ from edgedi.runtime.execution.weights import weight_digest
 from edgedi.runtime.kernels.openvino_graph import ENGINE
 from edgedi.runtime.kernels.trials import Trials
 from edgedi.runtime.wire.payloads import tensor_bytes
-from tests.plans import axis_plan
+from tests.plans import axis_plan, lower_borders_first
 from tests.runtime.networks import image, small
 
 Described = tuple[Program, tuple[dict[str, Any], ...], list[dict[str, Any]]]
@@ -133,6 +133,15 @@ class TestEngine:
         assert [len(choice.layers) for choice in groups.choices] == [6]
         assert [seconds for *_, seconds in found] == [0.25] * 6 + [1.0] * 2
         assert factor == 1.0
+
+    def test_a_layer_may_be_in_a_chain_in_part(self) -> None:
+        """Its border ends the chain, is sent, and the rest of it follows alone."""
+        model = nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(4))).eval()
+        capture = capture_model(model, (torch.rand(1, 4, 24, 24),))
+        programs = lower_borders_first(axis_plan(capture.graph, 2, "rows", depth=3), capture.graph)
+        found, _ = measured(described_as(capture, programs, 0), None, quick_engine())
+        assert names(found) == [capture.graph.layers[k].name for k in (0, 1, 2, 2, 3)]
+        assert [seconds for *_, seconds in found] == [0.25] * 3 + [1.0] * 2
 
     def test_layers_that_are_cut_and_only_listed_are_timed_one_by_one(self, capture: Capture) -> None:
         program = next(p for (axis, _), p in profile_programs(capture.graph).items() if axis == "rows")
