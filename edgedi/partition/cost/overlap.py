@@ -33,6 +33,12 @@ Borders = Mapping[int, Border]
 """One tensor's, by worker."""
 
 
+def lower_for(model: CostModel, plan: Plan, objective: str) -> ProgramSet:
+    """The programs that carry out ``plan``. For throughput nothing is made in parts: with many requests in flight
+    nobody waits, and parts take longer than the whole."""
+    return lower(plan, model.graph) if objective == "throughput" else lower_hiding(model, plan)
+
+
 def lower_hiding(model: CostModel, plan: Plan) -> ProgramSet:
     """The programs that carry out ``plan``, border rows first where that is predicted to pay and there is memory for
     it; ``PlanError`` as ``lower``."""

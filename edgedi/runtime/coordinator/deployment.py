@@ -15,9 +15,8 @@ from edgedi.errors import EdgediError, WorkerLost
 from edgedi.partition.capture.capture import Capture
 from edgedi.partition.cost.busy import busy_seconds
 from edgedi.partition.cost.cost import CostModel
-from edgedi.partition.cost.overlap import lower_hiding
+from edgedi.partition.cost.overlap import lower_for
 from edgedi.partition.cost.profile import ClusterProfile, DeviceProfile, Links
-from edgedi.partition.plan.lowering import lower
 from edgedi.partition.plan.placement import Placement, Replica
 from edgedi.partition.plan.plan import HOME, Plan
 from edgedi.partition.plan.program import ProgramSet
@@ -234,7 +233,8 @@ class Deployer:
         self, capture: Capture, cluster: ClusterProfile, replica: Replica, alive: Sequence[int], verified: bool
     ) -> Deployment:
         """A deployment under an epoch of its own, proven by a dry-run, with the coordinator's program loaded."""
-        programs = self._lowered(capture, cluster.subset(replica.workers), replica.plan)
+        model = CostModel(capture.graph, cluster.subset(replica.workers))
+        programs = lower_for(model, replica.plan, self._objective)
         simulate(programs)
         epoch = self._new_epoch()
         home = LoadedProgram(
@@ -254,12 +254,6 @@ class Deployer:
             alone_here=self._answers_here(programs, links),
             predicted_busy_s=predicted_busy_s,
         )
-
-    def _lowered(self, capture: Capture, cluster: ClusterProfile, plan: Plan) -> ProgramSet:
-        """Border rows first where a request is to be fast: with many in flight nobody waits, and parts take longer."""
-        if self._objective == "throughput":
-            return lower(plan, capture.graph)
-        return lower_hiding(CostModel(capture.graph, cluster), plan)
 
     def _answers_here(self, programs: ProgramSet, links: Sequence[int]) -> bool:
         return self._share is not None and 0 in links and programs.answers_alone(links.index(0))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from edgedi.partition.cost import settle
 from edgedi.partition.cost.cost import CostModel
-from edgedi.partition.cost.overlap import gain_s, lower_hiding
+from edgedi.partition.cost.overlap import gain_s, lower_for, lower_hiding
 from edgedi.partition.cost.profile import ClusterProfile, DeviceProfile, LayerProfile, LinkProfile
 from edgedi.partition.cost.settle import settled
 from edgedi.partition.graph.geometry import Interval
@@ -95,6 +95,12 @@ def test_a_tensor_is_made_so_by_all_or_by_none() -> None:
     assert gain_s(model(link), together) == pytest.approx(1.0 - A_CALL_S)
     slow = model(LinkProfile(latency_s=10.0), device(), device(slow=0.1))
     assert gain_s(slow, together) == pytest.approx(0.1 * (3 * A_ROW_S + A_CALL_S) - A_CALL_S)  # the quick one's rest
+
+
+def test_for_throughput_nothing_is_made_in_parts() -> None:
+    priced = model(LinkProfile(latency_s=1.0))
+    assert lower_for(priced, halves(), "latency") == lower_hiding(priced, halves()) != lower(halves(), network())
+    assert lower_for(priced, halves(), "throughput") == lower(halves(), network())
 
 
 def test_without_the_memory_nothing_is_made_in_parts() -> None:
