@@ -1,18 +1,20 @@
 """Requests a second: sessions under a stream, and engines on one device and on all of them, in one interleaved run.
 
-A contender's turn is a stream of several requests and counts as the seconds of one of them on average. An engine
-answers its requests one after another, in a process pinned like one worker. The same engine in one process for each
-worker, all at once and with nothing between them, is what the devices could do if somebody else dealt the requests.
-Emulated devices share nothing: there one process is timed, and its rate counts for each device by that device's speed.
+A contender's turn is a stream of several requests, timed while it flows, and counts as the seconds of one of them on
+average. An engine answers its requests one after another, in a process pinned like one worker. The same engine in one
+process for each worker, all at once and with nothing between them, is what the devices could do if somebody else dealt
+the requests. Emulated devices share nothing: there one process is timed, and its rate counts for each device by that
+device's speed.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,11 @@ ONE_WORKER, THROUGHPUT = "one worker", "throughput"
 
 
 class StreamContender(SessionContender):
-    """A session under a stream of ``count`` requests of the same input."""
+    """A session under a stream of the same input; ``count`` of its requests are timed, between ``around`` others.
+
+    Those others keep as many in flight all the time as ever are: what is timed neither waits for the first answers,
+    nor has a worker at its end that is done while another is not, by up to a request's time.
+    """
 
     def __init__(
         self,
@@ -43,22 +49,29 @@ class StreamContender(SessionContender):
         session: Session,
         inputs: Sequence[tuple[Any, ...]],
         count: int,
+        around: int,
         clock: Callable[[], float] = time.perf_counter,
         *,
         emulated: bool = False,
     ) -> None:
         super().__init__(name, session, inputs, clock, emulated=emulated)
-        self._count = count
+        self._count, self._around = count, around
 
     def seconds(self, index: int) -> float:
-        """Seconds of the stream for each of its requests. ``WorkerLost`` where not all workers answered it."""
+        """Seconds for each request that is timed. ``WorkerLost`` where not all workers answered."""
+        answers = self.session.stream([self._inputs[index]] * (self._around + self._count + self._around))
+        self._keep_last(index, islice(answers, self._around))
         started_s = self._clock()
-        for answer in self.session.stream([self._inputs[index]] * self._count):
-            self._answers[index] = answer
+        self._keep_last(index, islice(answers, self._count))
         taken_s = self._clock() - started_s
+        self._keep_last(index, answers)
         found = self.require_workers_answered()  # a replica that is lost between two streams fails no request
         self._note_late(taken_s, found)
         return taken_s / self._count
+
+    def _keep_last(self, index: int, answers: Iterable[Any]) -> None:
+        for answer in answers:
+            self._answers[index] = answer
 
 
 class EngineGroup:
@@ -217,7 +230,7 @@ class _Streams(Run[StreamReport]):
         for _ in session.stream([inputs] * in_flight):  # the answers that are compared before a plan is trusted
             pass
         return StreamContender(
-            name, session, [inputs], self.settings.repeat, devices.clock, emulated=bool(devices.emulation)
+            name, session, [inputs], self.settings.repeat, in_flight, devices.clock, emulated=bool(devices.emulation)
         )
 
     def _engines(self) -> list[EngineGroup]:

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -192,14 +193,31 @@ def test_a_worker_that_leaves_in_an_engines_turn_ends_the_run(
     assert "THE RUN ENDED EARLY after 1 complete rounds" in " ".join(printed.out.split())
 
 
+def test_a_stream_is_timed_while_it_flows() -> None:
+    """The first answers and the last ones do not count: while they come not everybody is busy."""
+    now_s, session = [0.0], Mock()
+    session.plan.num_workers, session.workers = 1, ("one",)
+    session.statistics.return_value = Mock(local_answers=0, workers={"0:one": {"late_s": 0.0}})
+
+    def stream(inputs: list[Any]) -> Iterator[torch.Tensor]:
+        for number, _ in enumerate(inputs):
+            now_s[0] += 2.0 if 3 <= number < 8 else 100.0
+            yield torch.tensor(number)
+
+    session.stream.side_effect = stream
+    contender = StreamContender("throughput", session, [(None,)], 5, 3, lambda: now_s[0])
+    assert contender.seconds(0) == 2.0
+    assert contender.answer(0) == [torch.tensor(10)]
+
+
 def test_answers_that_this_process_gave_are_not_the_workers(
     workers: LocalWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong, x = Comparison(equal=False, difference=1.0, tolerance=2e-5), torch.randn(1, 3, 16, 16)
     monkeypatch.setattr(session_module, "compare", lambda answer, own: wrong)
     with distribute(tiny_networks.chain().eval(), x, workers.addresses[:1], allow_local=False) as session:
-        contender = StreamContender("throughput", session, [(x,)], 3)
-        with pytest.raises(WorkerLost, match="throughput: 3 of 3 requests were answered by this process instead of"):
+        contender = StreamContender("throughput", session, [(x,)], 3, 1)
+        with pytest.raises(WorkerLost, match="throughput: 5 of 5 requests were answered by this process instead of"):
             contender.seconds(0)
 
 

@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ class Capture:
 
     def flatten(self, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
         """The graph's inputs by name. ``ValueError`` or ``TypeError`` where they do not match the captured ones."""
-        leaves, tree = pytree.tree_flatten((inputs, {}))
-        if tree != self.input_tree:
+        leaves, tree = taken_apart(inputs)
+        if tree is not self.input_tree and tree != self.input_tree:
             raise ValueError(f"inputs are structured {tree}, the model was captured with {self.input_tree}")
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         numbers = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))
@@ -62,6 +63,24 @@ class Capture:
             for name, constant in zip(self.output_slots, self.output_constants, strict=True)
         ]
         return pytree.tree_unflatten(leaves, self.output_tree)
+
+
+def taken_apart(inputs: tuple[Any, ...]) -> tuple[list[Any], pytree.TreeSpec]:
+    """(leaves, structure) of a call's arguments."""
+    if are_tensors(inputs):  # as in nearly every request: pytree would cost it more than a message does
+        return list(inputs), _structure_of_tensors(len(inputs))
+    leaves, tree = pytree.tree_flatten((inputs, {}))
+    return leaves, tree
+
+
+def are_tensors(inputs: tuple[Any, ...]) -> bool:
+    """Whether each argument is a tensor, and so none of them holds others."""
+    return all(isinstance(each, Tensor) for each in inputs)
+
+
+@lru_cache
+def _structure_of_tensors(count: int) -> pytree.TreeSpec:
+    return pytree.tree_structure(((0,) * count, {}))
 
 
 def _copied(constant: Any) -> Any:
@@ -104,7 +123,7 @@ def capture_model(model: nn.Module, example_inputs: Any) -> Capture:
         graph=graph,
         weights=weights,
         opaque={layer.name: builder.opaque[layer.name] for layer in layers if layer.op == "opaque"},
-        input_tree=program.call_spec.in_spec,
+        input_tree=taken_apart(arguments)[1],
         output_tree=program.call_spec.out_spec,
         output_slots=slots,
         output_constants=tuple(None if isinstance(value, str) else value for value in outputs),

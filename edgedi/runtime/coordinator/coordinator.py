@@ -199,8 +199,11 @@ class Coordinator:
             with inference():
                 while not self._closing or self._commands:
                     ready = dict(self._pace.wait(self._poller.poll, self._timeout_ms()))
-                    self._take_commands()
-                    self._take_halos()
+                    # Looking in vain is an exception each time, in code that is no longer in the cache.
+                    if self._wake_out.fileno() in ready:
+                        self._take_commands()
+                    if self._halos is not None:
+                        self._halos.serve(ready, self._received_halo)
                     for index, link in enumerate(self._links):
                         if link.lost is None and link.socket in ready:
                             self._receive_all(index, link)
@@ -258,11 +261,6 @@ class Coordinator:
     def _hand_over(self, link: WorkerLink, frames: Sequence[Buffer]) -> None:
         if link.lost is None and not link.send(frames):
             self._lose(self._links.index(link), link.why_full())
-
-    def _take_halos(self) -> None:
-        if self._halos is not None:
-            self._halos.accept()
-            self._halos.take(self._received_halo)
 
     def _received_halo(self, piece: Piece) -> None:
         request = self._requests.get((piece.session, piece.epoch, piece.request))

@@ -60,7 +60,8 @@ def made_on(device: str) -> AbstractContextManager[object]:
 
 def in_wire_order(tensor: Tensor) -> Tensor:
     """``tensor`` in host memory and in the wire's order of elements, so that pieces of it are sent as views."""
-    tensor = tensor.detach().cpu()
+    if not tensor.is_cpu or tensor.requires_grad:
+        tensor = tensor.detach().cpu()
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor.contiguous()
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 
 import zmq
 
 from edgedi.errors import RemoteProtocolError
-from edgedi.runtime.links.halo_links import HaloListener
+from edgedi.runtime.links.halo_links import HaloListener, HaloPeer
 from edgedi.runtime.wire.codec import decode
 from edgedi.runtime.wire.messages import Piece
 from edgedi.runtime.wire.payloads import Buffer
@@ -35,8 +35,17 @@ class HaloInbox:
 
     def take(self, deliver: Callable[[Piece], None]) -> bool:
         """Deliver the pieces that are there; whether there was any packet."""
+        return self._take(list(self._listener.peers), deliver)
+
+    def serve(self, ready: Container[object], deliver: Callable[[Piece], None]) -> None:
+        """What ``accept`` and ``take`` do, for those alone that the poller found ``ready``, by number of file."""
+        if self._listener.listener.fileno() in ready:
+            self.accept()
+        self._take([peer for peer in self._listener.peers if peer.fileno() in ready], deliver)
+
+    def _take(self, peers: Iterable[HaloPeer], deliver: Callable[[Piece], None]) -> bool:
         took = False
-        for peer in list(self._listener.peers):
+        for peer in peers:
             while frames := peer.receive():
                 took = True
                 self._read(frames, deliver)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from edgedi.errors import EdgediError, GraphError, PlanError, WorkerLost
-from edgedi.partition.capture.capture import Capture, capture_model
+from edgedi.partition.capture.capture import Capture, are_tensors, capture_model
 from edgedi.runtime.coordinator.coordinator import Coordinator
 from edgedi.runtime.coordinator.dealer import Dealer
 from edgedi.runtime.coordinator.deployment import Deployer, Deployment
@@ -178,6 +178,8 @@ class PlansByShape:
 
 def _shape_key(inputs: tuple[Any, ...]) -> Any:
     """Structure, shapes and element types of the arguments; other leaves by value."""
+    if inputs and are_tensors(inputs):
+        return tuple((each.shape, each.dtype) for each in inputs)
     leaves, tree = pytree.tree_flatten(inputs)
     if not any(isinstance(leaf, Tensor) for leaf in leaves):
         raise TypeError(f"inputs {tuple(type(leaf).__name__ for leaf in leaves)} hold no tensor")

@@ -48,6 +48,7 @@ from edgedi.runtime.worker.local_workers import LocalWorkers
 
 log = logging.getLogger("edgedi")
 Progress = Callable[[str], None]
+CPU = torch.device("cpu")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,12 +65,9 @@ class _Ticket:
     dealer: Dealer | None = None
     deployment: Deployment | None = None
     is_over: bool = False
+    device: torch.device = CPU
+    """Where the answer is wanted: where the first tensor of the input lives."""
     future: Future[Any] = field(default_factory=Future)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the answer is wanted: where the first tensor of the input lives."""
-        return next(leaf.device for leaf in pytree.tree_leaves(self.inputs) if isinstance(leaf, Tensor))
 
 
 class Session:
@@ -314,7 +312,9 @@ class Session:
         if deployment is None:
             self._helpers.submit(self._answer_locally, ticket)
             return
-        tensors = {name: in_wire_order(tensor) for name, tensor in deployment.capture.flatten(ticket.inputs).items()}
+        given = deployment.capture.flatten(ticket.inputs)
+        ticket.device = next(tensor.device for tensor in given.values())
+        tensors = {name: in_wire_order(tensor) for name, tensor in given.items()}
         if ticket.is_waited_for and self._answer_here(deployment, ticket, tensors):
             return
         number = next(self._numbers)

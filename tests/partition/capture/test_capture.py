@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 import tests.exactness
 from edgedi.errors import GraphError
-from edgedi.partition.capture.capture import Capture, capture, capture_model
+from edgedi.partition.capture.capture import Capture, capture, capture_model, taken_apart
 from edgedi.runtime.execution.reference import InProcess
 
 X = torch.randn(1, 3, 8, 9, generator=torch.Generator().manual_seed(0))
@@ -30,6 +31,14 @@ def of(function: Any, **modules: nn.Module) -> nn.Module:
 
     torch.manual_seed(0)
     return Module().eval()
+
+
+@pytest.mark.parametrize("inputs", [(), (X,), (X, X), (X, nn.Parameter(X)), (X, 2.0), ([X, X],), ({"a": X}, None)])
+def test_arguments_are_taken_apart_as_pytree_does(inputs: tuple[Any, ...]) -> None:
+    leaves, structure = taken_apart(inputs)
+    expected, known = pytree.tree_flatten((inputs, {}))
+    assert structure == known
+    assert [id(leaf) for leaf in leaves] == [id(leaf) for leaf in expected]
 
 
 def ops(found: Capture) -> list[str]:

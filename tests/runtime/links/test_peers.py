@@ -34,6 +34,7 @@ def piece(size: int, request: int) -> Piece:
 class End:
     """A worker's ends: the inbox of the short way, and its ZeroMQ socket."""
 
+    poller: zmq.Poller
     inbox: HaloInbox
     router: zmq.Socket[bytes]
     address: str
@@ -65,8 +66,9 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
 @pytest.fixture
 def end(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[End]:
     router = context.socket(zmq.ROUTER)
-    inbox = HaloInbox(zmq.Poller(), LOG)
-    yield End(inbox, router, f"127.0.0.1:{router.bind_to_random_port('tcp://127.0.0.1')}")
+    poller = zmq.Poller()
+    inbox = HaloInbox(poller, LOG)
+    yield End(poller, inbox, router, f"127.0.0.1:{router.bind_to_random_port('tcp://127.0.0.1')}")
     inbox.close()
 
 
@@ -91,6 +93,31 @@ def test_a_piece_too_large_for_the_short_way_takes_the_other(context: zmq.Contex
     assert end.short() == [0, 2]
     assert end.long() == 1
     links.close()
+
+
+def test_those_that_the_poller_found_are_served_and_nobody_else(
+    context: zmq.Context[zmq.Socket[bytes]], end: End
+) -> None:
+    came: list[Piece] = []
+
+    def ready() -> set[int]:
+        return {source for source, _ in end.poller.poll(5_000)}
+
+    one, other = links_to(end, context), links_to(end, context)
+    for request, links in enumerate((one, other)):
+        links.send(0, piece(300_000, request))
+        end.inbox.serve(set(), came.append)
+        assert len(came) == request  # the one before, and not this one
+        end.inbox.serve(ready(), came.append)  # lets it in
+        end.inbox.serve(ready(), came.append)
+        assert [found.request for found in came] == list(range(request + 1))
+    one.close()
+    end.inbox.serve(ready(), came.append)  # forgets it
+    assert not end.poller.poll(0)
+    other.send(0, piece(1, 2))
+    end.inbox.serve(ready(), came.append)
+    assert [found.request for found in came] == [0, 1, 2]
+    other.close()
 
 
 @pytest.mark.parametrize("size", [100, 300_000])
