@@ -1,10 +1,11 @@
 """What border rows first give: one plan, run so and with every layer made at once, in turn on an emulated testbed.
 
-    .venv/bin/python -m bench.border_rows --network resnet50 --testbed pi4x2@50M [--rounds 15]
+    .venv/bin/python -m bench.border_rows --network resnet50 --testbed pi4x2@50M [--rounds 15] [--least-gain 0]
 
 The cost model says where parts pay (``edgedi/partition/cost/overlap.py``); a plan without such a place is said to be
-so, and nothing is measured. Each round asks both sessions for one answer, timed in the devices' time; what is printed
-are medians and quartiles, the median of the ratios within each round with its 95 % interval, and what was predicted.
+so, and nothing is measured. With ``--least-gain 0`` parts are made wherever anything at all is predicted to be gained.
+Each round asks both sessions for one answer, timed in the devices' time; what is printed are medians and quartiles, the
+median of the ratios within each round with its 95 % interval, and what was predicted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from edgedi import ClusterProfile, Session, distribute
 from edgedi.bench.numbers import spread, times_as_fast
 from edgedi.bench.testbed.specs import find_spec
 from edgedi.bench.testbed.start import Testbed
-from edgedi.partition.cost import settle
+from edgedi.partition.cost import overlap, settle
 from edgedi.partition.cost.cost import CostModel
 from edgedi.partition.plan.lowering import lower
 from edgedi.partition.plan.plan import Plan
@@ -104,6 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--testbed", default="pi4x2@50M", metavar="SPEC", help="as in edgedi-bench (default: pi4x2@50M)"
     )
     parser.add_argument("--rounds", type=int, default=15, metavar="N")
+    parser.add_argument(
+        "--least-gain", type=float, default=overlap.LEAST_GAIN, metavar="SHARE",
+        help="of a message's way that parts must be predicted to gain (default: %(default)s)",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
     try:
         spec = find_spec(arguments.testbed)
@@ -111,8 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--testbed {arguments.testbed}: {error}")
     model = getattr(importlib.import_module("torchvision.models"), arguments.network)(weights=None).eval()
     with closing(Testbed(spec, lambda line: print(line, file=sys.stderr))) as testbed:
-        print(f"{arguments.network} {arguments.size}; {testbed}", flush=True)
-        with torch.inference_mode():
+        print(f"{arguments.network} {arguments.size}; least gain {arguments.least_gain}; {testbed}", flush=True)
+        with torch.inference_mode(), patch.object(overlap, "LEAST_GAIN", arguments.least_gain):
             compare(model, torch.rand(1, 3, arguments.size, arguments.size), testbed, arguments.rounds)
     return 0
 

@@ -16,18 +16,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from edgedi.partition.cost.cost import CostModel
+from edgedi.partition.graph.axes import DIM_OF_IMAGE
 from edgedi.partition.plan.borders import Border, borders, with_borders_first
 from edgedi.partition.plan.lowering import lower
 from edgedi.partition.plan.memory import program_memory
 from edgedi.partition.plan.plan import HOME, Plan
 from edgedi.partition.plan.program import Program, ProgramSet, Run, Send
 
-_AXES = {2: "rows", 3: "columns"}
-"""By the dimension of a map."""
+_AXES = {dim: axis for axis, dim in DIM_OF_IMAGE.items()}
 
 LEAST_GAIN = 0.5
 """Of the way. Curves know nothing of the chains of layers that an engine takes at once and that parts leave: with less
-to gain, requests were not faster (ResNet-50 on four emulated devices at 50 and 100 Mbit/s, ``bench.border_rows``)."""
+to gain, requests were not faster (ResNet-50 on four emulated devices at 50 and 100 Mbit/s: ``bench.border_rows`` with
+``--least-gain 0``)."""
 
 Borders = Mapping[int, Border]
 """One tensor's, by worker."""

@@ -17,14 +17,15 @@ from edgedi.partition.graph.operators import TABLE, channel_dim, needs
 AXES = ("rows", "columns", "channels", "batch")
 """What a segment can be split along, besides ``whole``."""
 
-_DIM_OF_IMAGE = {"batch": 0, "channels": 1, "rows": 2, "columns": 3}
+DIM_OF_IMAGE = {"batch": 0, "channels": 1, "rows": 2, "columns": 3}
+"""Of a map [batch, channels, rows, columns]."""
 
 
 def axis_dims(graph: LayerGraph, axis: str) -> Mapping[str, int]:
     """The dimension of ``axis`` in each tensor that has one (of size over 1)."""
     dims: dict[str, int] = {}
     for name, spec in graph.inputs.items():
-        dim = _DIM_OF_IMAGE[axis]
+        dim = DIM_OF_IMAGE[axis]
         enough = spec.rank == 4 or (axis == "channels" and spec.rank == 2) or (axis == "batch" and spec.rank > 0)
         if enough and spec.shape[dim] > 1:
             dims[name] = dim
@@ -40,7 +41,7 @@ def _dim_of(layer: Layer, graph: LayerGraph, axis: str, dims: Mapping[str, int])
         dim = channel_dim(layer)
         return dim if layer.spec.shape[dim] > 1 else None
     if layer.op == "resize" and axis in ("rows", "columns") and layer.inputs[0] not in dims:
-        dim = _DIM_OF_IMAGE[axis]  # a 1 x 1 map spread over an image begins the axis anew
+        dim = DIM_OF_IMAGE[axis]  # a 1 x 1 map spread over an image begins the axis anew
         return dim if layer.spec.rank == 4 and layer.spec.shape[dim] > 1 else None
     shapes = graph.input_shapes(layer)
     for dim in range(layer.spec.rank):
