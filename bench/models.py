@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torchvision.models import segmentation
 
-from bench.vgg_cifar import network
+from bench.pretrained import data_folder, resnet_cifar
+from bench.vgg_cifar import network, training_images
 from edgedi import compact as smaller
 from edgedi import load
 from edgedi.transforms.replace.block import Replace
@@ -39,3 +40,14 @@ def compact() -> nn.Module:
     if not folder:
         raise ValueError("bench.models:compact needs EDGEDI_COMPACT=FOLDER, where a compact network was saved")
     return load(folder)
+
+
+def resnet56_cifar() -> nn.Module:
+    """The pretrained ResNet-56 of CIFAR's size, from the folder of real images and networks."""
+    return resnet_cifar(data_folder(), 56)
+
+
+def cifar_images() -> dict[str, torch.Tensor]:
+    """For ``edgedi-compact --data``: unlabelled training images to calibrate with."""
+    learnt, _ = training_images(data_folder())
+    return {"calibration": learnt.pixels[:512], "example_inputs": learnt.pixels[:1]}

@@ -25,7 +25,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """How many times as fast: the median of the ratios within each round, with its 95 % interval."""
+    """How many times as fast, with the 95 % interval: the median of the ratios within each round, if there are such."""
 
     median: float
     low: float
@@ -49,8 +49,29 @@ def times_as_fast(seconds: Sequence[float], base: Sequence[float]) -> Ratio:
     if len(seconds) != len(base) or not seconds:
         raise ValueError(f"{len(seconds)} and {len(base)} rounds make no pairs")
     ratios = np.asarray(base, dtype=float) / np.asarray(seconds, dtype=float)
-    draws = np.random.default_rng(_SEED).integers(0, len(ratios), size=(RESAMPLES, len(ratios)))
-    medians = np.median(ratios[draws], axis=1)
+    return _ratio(float(np.median(ratios)), _medians(ratios, np.random.default_rng(_SEED)))
+
+
+def apart_times_as_fast(seconds: Sequence[float], base: Sequence[float]) -> Ratio:
+    """How many times as fast as ``base`` a contender was that ran in rounds of its own: the ratio of the medians.
+
+    Nothing is paired, so each side is resampled for itself: what the machine did at the time is in the interval, as
+    far as it changed within the rounds.
+    """
+    if not seconds or not base:
+        raise ValueError("no seconds were measured")
+    generator = np.random.default_rng(_SEED)
+    mine, theirs = (np.asarray(each, dtype=float) for each in (seconds, base))
+    ratios = _medians(theirs, generator) / _medians(mine, generator)
+    return _ratio(float(np.median(theirs) / np.median(mine)), ratios)
+
+
+def _medians(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Of resamples."""
+    return np.asarray(np.median(values[generator.integers(0, len(values), size=(RESAMPLES, len(values)))], axis=1))
+
+
+def _ratio(median: float, resampled: np.ndarray) -> Ratio:
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(medians, (tail, 1 - tail))
-    return Ratio(median=float(np.median(ratios)), low=float(low), high=float(high))
+    low, high = np.quantile(resampled, (tail, 1 - tail))
+    return Ratio(median=median, low=float(low), high=float(high))

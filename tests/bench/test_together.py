@@ -9,11 +9,14 @@ import pytest
 from bench.together import gain_of, table_of
 
 
-def run(single_s: float, engine_s: float, split_s: float) -> dict[str, Any]:
+def run(single_s: float, engine_s: float, split_s: float, rounds: int = 6) -> dict[str, Any]:
     return {
         "settings": {"testbed": {"devices": [{}] * 4}},
-        "planners": [{"name": "single", "median_s": single_s}, {"name": "oodp", "median_s": split_s}],
-        "engines": [{"name": "eager", "median_s": 9.0}, {"name": "openvino", "median_s": engine_s}],
+        "planners": [
+            {"name": "single", "seconds": [single_s] * rounds},
+            {"name": "oodp", "seconds": [split_s] * rounds},
+        ],
+        "engines": [{"name": "eager", "seconds": [9.0] * rounds}, {"name": "openvino", "seconds": [engine_s] * rounds}],
     }
 
 
@@ -22,25 +25,36 @@ def test_the_gain_is_what_compaction_gives_times_what_partition_adds():
     assert gain.num_devices == 4
     assert gain.compaction == pytest.approx(4)  # the engine's 1.2 s, the compact network's 0.3 s on one worker
     assert gain.partition == pytest.approx(3)
-    assert gain.total == pytest.approx(gain.compaction * gain.partition) == pytest.approx(12)
+    assert gain.total.median == pytest.approx(gain.compaction * gain.partition) == pytest.approx(12)
     assert gain.memory == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(
     ("num_devices", "split_s", "split_bytes", "above", "fits"),
     [
-        (4, 0.29, 50, True, True),
-        (4, 0.3, 51, False, False),  # exactly as many times as there are devices is not above
-        (2, 0.3, 51, True, True),  # the bar on memory is on four devices
+        (4, 0.29, 50, "PASS", True),
+        (4, 0.3, 51, "FAIL", False),  # exactly as many times as there are devices is not above
+        (2, 0.3, 51, "PASS", True),  # the bar on memory is on four devices
     ],
 )
 def test_bars_are_on_the_gain_and_on_four_devices_memory(
-    num_devices: int, split_s: float, split_bytes: int, above: bool, fits: bool
+    num_devices: int, split_s: float, split_bytes: int, above: str, fits: bool
 ):
     compact = run(0.3, 0.4, split_s)
     compact["settings"]["testbed"]["devices"] = [{}] * num_devices
     gain = gain_of("pi", run(1.3, 1.2, 0.5), compact, original_bytes=100, split_bytes=split_bytes)
     assert (gain.is_above_n, gain.fits) == (above, fits)
     cells = [str(next(iter(column.cells))) for column in table_of([gain]).columns]
-    assert cells[-2] == ("PASS" if above else "FAIL")
+    assert cells[-3] == ("4.00 [4.00, 4.00]" if split_s == 0.3 else "4.14 [4.14, 4.14]")
+    assert cells[-2] == above
     assert cells[-1] == ("0.51" if num_devices == 2 else f"{split_bytes / 100:.2f} {'PASS' if fits else 'FAIL'}")
+
+
+def test_a_gain_that_rounds_do_not_decide_is_said_to_be_undecided():
+    few = gain_of("pi4x4", run(1.3, 1.2, 0.5, 5), run(0.3, 0.4, 0.1, 5), original_bytes=100, split_bytes=40)
+    spread = run(0.3, 0.4, 0.3)
+    spread["planners"][1]["seconds"] = [0.2, 0.25, 0.28, 0.32, 0.35, 0.4]
+    wide = gain_of("pi4x4", run(1.3, 1.2, 0.5), spread, original_bytes=100, split_bytes=40)
+    assert few.total.low == pytest.approx(12)
+    assert wide.total.low < 4 < wide.total.high
+    assert (few.is_above_n, wide.is_above_n) == ("UNDECIDED", "UNDECIDED")
