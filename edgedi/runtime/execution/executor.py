@@ -6,7 +6,7 @@ runs until a piece is missing or the program ends, and never waits: whoever driv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,11 @@ class Step:
     frees: tuple[int, ...]
     more: tuple[int, ...] = ()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether another step computes in its place."""
+        return self.kernel is None and isinstance(self.instruction, (Run, Join))
+
 
 class LoadedProgram:
     """A program ready to run: kernels made, weights reordered, every piece a slot."""
@@ -66,6 +71,8 @@ class LoadedProgram:
         self._steps = self._compile(weight, opaque or {}, packer)
         if regroup is not None:
             self._steps = regroup(self._steps, weight, graph)
+        self.first, self.following = _order(self._steps)
+        """The number of the first step that does anything, and after each step that of the next."""
         if program.participant == HOME:  # an input that is an output too may be in no instruction
             for name in graph.inputs:
                 self._slot(Piece(name))
@@ -141,6 +148,15 @@ class LoadedProgram:
         return None
 
 
+def _order(steps: Sequence[Step]) -> tuple[int, tuple[int, ...]]:
+    """A network that an engine computes at once has one step that computes and a hundred idle ones to pass over."""
+    following, number = [len(steps)] * len(steps), len(steps)
+    for index in reversed(range(len(steps))):
+        following[index] = number
+        number = number if steps[index].is_idle else index
+    return number, tuple(following)
+
+
 def _joiner(join: Join) -> Callable[..., Tensor]:
     """Concatenation of neighbouring pieces without overlaps; rows of a channels-last map are joined as plain memory."""
     cuts, position = [], join.piece.interval.start
@@ -180,7 +196,7 @@ class ProgramRun:
         self._values: list[Tensor | None] = [None] * loaded.num_slots
         self._inbox: dict[int, Tensor] = {}
         """What has come, by the step that takes it."""
-        self._position = 0
+        self._position = loaded.first
         for name, slot in loaded.input_slots.items():
             if inputs is not None:
                 self._values[slot] = inputs[name]
@@ -207,7 +223,7 @@ class ProgramRun:
 
     def advance(self, send: SendPiece) -> bool:
         """Run until a piece is missing (``False``) or the program has ended (``True``)."""
-        steps, values, watch = self._loaded.steps, self._values, self._loaded.watch
+        steps, following, values, watch = self._loaded.steps, self._loaded.following, self._values, self._loaded.watch
         while self._position < len(steps):
             step = steps[self._position]
             instruction, kernel = step.instruction, step.kernel
@@ -223,14 +239,13 @@ class ProgramRun:
                 self._compute(step, watch)
             for slot in step.frees:
                 values[slot] = None
-            self._position += 1
+            self._position = following[self._position]
         return True
 
     def _compute(self, step: Step, watch: Callable[[Piece, Tensor], None] | None) -> None:
-        """A JOIN, a RUN, or the RUN that computes for its group; those that it computes for do nothing."""
+        """A JOIN, a RUN, or the RUN that computes for its group."""
         values, kernel = self._values, step.kernel
-        if kernel is None:
-            return
+        assert kernel is not None, "idle steps are passed over"
         made = kernel(*[values[slot] for slot in step.reads])
         if step.more:
             for slot, tensor in zip((step.writes, *step.more), made, strict=True):

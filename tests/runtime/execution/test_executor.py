@@ -11,7 +11,7 @@ from edgedi.partition.graph.geometry import Interval
 from edgedi.partition.graph.graph import Layer, LayerGraph, TensorSpec
 from edgedi.partition.plan.plan import HOME
 from edgedi.partition.plan.program import Join, Piece, Program, Recv, Run, Send
-from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun
+from edgedi.runtime.execution.executor import LoadedProgram, ProgramRun, Regroup
 
 SPEC = TensorSpec((1, 2, 6, 3))
 X = torch.randn(SPEC.shape, generator=torch.Generator().manual_seed(0))
@@ -30,9 +30,11 @@ def rows(tensor: str, start: int, stop: int) -> Piece:
     return Piece(tensor, 2, Interval(start, stop))
 
 
-def load(*instructions: Recv | Send | Join | Run, participant: int = 0) -> LoadedProgram:
+def load(
+    *instructions: Recv | Send | Join | Run, participant: int = 0, regroup: Regroup | None = None
+) -> LoadedProgram:
     program = Program(participant=participant, instructions=instructions)
-    return LoadedProgram(program, GRAPH, lambda name, cut: pytest.fail("no layer here has weights"))
+    return LoadedProgram(program, GRAPH, lambda name, cut: pytest.fail("no layer here has weights"), regroup=regroup)
 
 
 def test_pieces_arrive_in_any_order_and_a_run_waits_for_what_is_missing() -> None:

@@ -246,6 +246,21 @@ def test_where_torch_is_as_fast_torch_computes(engine: Engine) -> None:
 
 
 @each_engine
+def test_a_request_visits_the_steps_that_do_something_and_no_other(engine: Engine) -> None:
+    model, x = Squeezed().eval(), torch.randn(1, 3, 33, 33)
+    capture = capture_model(model, (x,))
+    programs = lower(axis_plan(capture.graph, 2, "rows", depth=50), capture.graph)
+    for won in (engine_wins(engine), torch_wins(engine)):
+        for loaded in engined(capture, programs, won).loaded.values():
+            visited, number = list[int](), loaded.first
+            while number < len(loaded.steps):
+                visited.append(number)
+                number = loaded.following[number]
+            assert visited == [number for number, step in enumerate(loaded.steps) if not step.is_idle]
+            assert (len(visited) < len(loaded.steps)) == bool(won.words and loaded.program.participant != HOME)
+
+
+@each_engine
 def test_short_chains_are_left_alone(engine: Engine) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(LEAST_RUNS - 1))).eval()

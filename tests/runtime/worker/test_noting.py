@@ -8,6 +8,7 @@ import torch
 
 from edgedi.partition.graph.geometry import Interval
 from edgedi.partition.plan.program import Piece, Recv, Run, Send
+from edgedi.runtime.execution.executor import Step
 from edgedi.runtime.worker.noting import Note, NotedRun
 from tests.runtime.execution.test_executor import X, load, rows
 
@@ -81,10 +82,12 @@ def test_noting_changes_no_answer_and_not_the_program_either() -> None:
 
 def test_layers_that_another_step_computes_for_are_not_noted() -> None:
     """As of a chain that an engine computes: its last step does all of it."""
-    loaded, notes = load(*(each for each in PROGRAM if not isinstance(each, Send))), list[Note]()
-    steps = list(loaded.steps)
-    steps[1] = replace(steps[1], kernel=None, reads=(), frees=())
-    loaded._steps = tuple(steps)
+
+    def regrouped(steps: tuple[Step, ...], *_: object) -> tuple[Step, ...]:
+        return (steps[0], replace(steps[1], kernel=None, reads=(), frees=()), *steps[2:])
+
+    loaded = load(*(each for each in PROGRAM if not isinstance(each, Send)), regroup=regrouped)
+    notes = list[Note]()
     run = NotedRun(loaded, notes=notes)
     run.deliver(UPPER, 1, upper())
     run.deliver(LOWER, 2, lower())
