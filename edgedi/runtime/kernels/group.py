@@ -86,7 +86,19 @@ def takes(task: Task) -> bool:
             return task.out_shape == layer.spec.shape
         case "max_pool":
             return layer.spec.rank == 4 and set(layer.attributes["dilation"]) == {1}
+        case "pad":
+            return layer.attributes["mode"] == "constant" and min(sum(_pads(task), start=())) >= 0
     return True
+
+
+def _pads(task: Task) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What a PAD adds before and after each dimension: along the cut one what lies in the region that is made."""
+    before, after = list(task.layer.attributes["before"]), list(task.layer.attributes["after"])
+    out, part = task.out, task.parts[0]
+    if out is not None and part is not None and (before[out.dim] or after[out.dim]):
+        wanted = out.interval.shift(-before[out.dim])
+        before[out.dim], after[out.dim] = part.interval.start - wanted.start, wanted.stop - part.interval.stop
+    return tuple(before), tuple(after)
 
 
 def given(arguments: Sequence[Any], default: Any) -> Any:
@@ -205,8 +217,12 @@ class GroupModel(ABC):
         return node
 
     @abstractmethod
-    def narrowed(self, node: Any, dim: int, start: int, length: int) -> Any:
-        """``length`` elements of a dimension from ``start`` on."""
+    def narrowed(self, node: Any, dim: int, start: int, length: int, step: int = 1) -> Any:
+        """``length`` elements of a dimension from ``start`` on, every ``step``-th."""
+
+    @abstractmethod
+    def padded(self, node: Any, before: tuple[int, ...], after: tuple[int, ...], value: float) -> Any:
+        """With so many elements of this value before and after those of each dimension."""
 
     @abstractmethod
     def activated(self, node: Any, name: str, arguments: Sequence[Any]) -> Any:
@@ -287,10 +303,11 @@ class GroupModel(ABC):
 
     def _slice(self, task: Task, x: Any) -> Any:
         attributes, out = task.layer.attributes, task.out
-        if attributes["step"] != 1:
-            raise CannotExpress(task.layer.name)
         start = 0 if out is not None and out.dim == attributes["dim"] else attributes["start"]
-        return self.narrowed(x, attributes["dim"], start, task.out_shape[attributes["dim"]])
+        return self.narrowed(x, attributes["dim"], start, task.out_shape[attributes["dim"]], attributes["step"])
+
+    def _pad(self, task: Task, x: Any) -> Any:
+        return self.padded(x, *_pads(task), float(task.layer.attribute("value", 0.0)))
 
     def _reshape(self, task: Task, x: Any) -> Any:
         return self.reshaped(x, tuple(task.out_shape))
@@ -356,5 +373,6 @@ def _scalar(value: float) -> Tensor:
 _MAKERS: dict[str, Callable[..., Any]] = {
     "conv": GroupModel._conv, "linear": GroupModel._linear, "unary": GroupModel._unary, "binary": GroupModel._binary,
     "affine": GroupModel._affine, "max_pool": GroupModel._max_pool, "cat": GroupModel._cat, "slice": GroupModel._slice,
-    "reshape": GroupModel._reshape, "partial": GroupModel._partial, "combine": GroupModel._combine,
+    "pad": GroupModel._pad, "reshape": GroupModel._reshape, "partial": GroupModel._partial,
+    "combine": GroupModel._combine,
 }  # fmt: skip

@@ -149,8 +149,12 @@ class _Model(GroupModel):
     def transposed(self, node: Any, order: tuple[int, ...]) -> Any:
         return self._add("Transpose", [node], perm=list(order))
 
-    def narrowed(self, node: Any, dim: int, start: int, length: int) -> Any:
-        return self._add("Slice", [node, *(self._numbers([value]) for value in (start, start + length, dim))])
+    def narrowed(self, node: Any, dim: int, start: int, length: int, step: int = 1) -> Any:
+        numbers = (start, start + (length - 1) * step + 1, dim, step)
+        return self._add("Slice", [node, *(self._numbers([value]) for value in numbers)])
+
+    def padded(self, node: Any, before: tuple[int, ...], after: tuple[int, ...], value: float) -> Any:
+        return self._add("Pad", [node, self._numbers([*before, *after]), self._number(value)])
 
     def activated(self, node: Any, name: str, arguments: Sequence[Any]) -> Any:
         match name:

@@ -115,8 +115,14 @@ class _Model(GroupModel):
         """
         return self._op.maximum(node, self._op.constant(np.float32(-np.inf)))
 
-    def narrowed(self, node: Any, dim: int, start: int, length: int) -> Any:
-        return self._op.slice(node, *(self._numbers([value]) for value in (start, start + length, 1, dim)))
+    def narrowed(self, node: Any, dim: int, start: int, length: int, step: int = 1) -> Any:
+        numbers = (start, start + (length - 1) * step + 1, step, dim)
+        return self._op.slice(node, *(self._numbers([value]) for value in numbers))
+
+    def padded(self, node: Any, before: tuple[int, ...], after: tuple[int, ...], value: float) -> Any:
+        return self._op.pad(
+            node, self._numbers(before), self._numbers(after), "constant", self._op.constant(np.float32(value))
+        )
 
     def activated(self, node: Any, name: str, arguments: Sequence[Any]) -> Any:
         op = self._op

@@ -100,7 +100,8 @@ class PlansByShape:
         with self._lock:
             alive = [i for i in range(self._num_workers) if self._coordinator.lost(i) is None]
             known = self._dealers.get(key)
-            if known is not None and self._leaves_somebody_out(known, alive):
+            somebody_lost = len(alive) < self._num_workers
+            if known is not None and somebody_lost and self._leaves_somebody_out(known, alive):
                 del self._dealers[key]  # placed anew, on those that are left
                 known = None
             if known is not None:

@@ -184,6 +184,36 @@ def test_stock_networks_answer_alike(name: str, engine: Engine) -> None:
     assert len(groups.choices) >= 4
 
 
+class Shortcuts(nn.Module):
+    """Every second row and column past strided layers, and channels, rows and columns of one value around them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 10, 3, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x) + nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 2))
+        y = nn.functional.pad(y.relu(), (2, 1, 3, 2), value=0.5)
+        y = self.second(y) + nn.functional.pad(y[:, 1::3, 1::2, ::2], (0, 0, 1, 0, 5, 3))[:, :, : (y.shape[2] + 1) // 2]
+        return nn.functional.pad(y.sigmoid()[:, ::3], (0, 4), value=-1.0)
+
+
+@each_engine
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+@pytest.mark.parametrize("axis", ["rows", "columns", "channels"])
+@pytest.mark.parametrize("depth", [1, 99])
+def test_what_is_left_out_and_what_is_added_around(axis: str, num_workers: int, depth: int, engine: Engine) -> None:
+    torch.manual_seed(0)
+    model, x = Shortcuts().eval(), torch.randn(1, 3, 29, 33)
+    capture = capture_model(model, (x,))
+    assert {"pad", "slice"} <= {layer.op for layer in capture.graph.layers}
+    groups = engine_wins(engine)
+    process = engined(capture, lower(axis_plan(capture.graph, num_workers, axis, depth=depth), capture.graph), groups)
+    assert relative_difference(process(x), model(x)) <= TOLERANCE
+    if num_workers == 1:
+        assert [set(choice.layers) for choice in groups.choices] == [{layer.name for layer in capture.graph.layers}]
+
+
 class Residual(nn.Module):
     """A chain whose first input is added at its end, and read again after it."""
 
