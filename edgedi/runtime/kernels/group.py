@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgedi.partition.graph.graph import Layer
 from edgedi.partition.graph.operators import padding_at
 from edgedi.partition.plan.program import Piece
 from edgedi.runtime.kernels.eager import conv_groups
@@ -74,12 +75,24 @@ class CannotExpress(Exception):
     """A layer that an engine has no words for."""
 
 
+FUNCTIONS = frozenset((
+    "relu", "sigmoid", "tanh", "exp", "log", "neg", "abs", "sqrt", "mish", "erf", "silu", "hardswish", "hardsigmoid",
+    "hardtanh", "clamp", "leaky_relu", "gelu",
+))  # fmt: skip
+"""Of each element, for which every engine has words; of a clamp, where it has both ends."""
+CALCULATIONS = frozenset(("add", "sub", "mul", "div", "maximum", "minimum"))
+
+
 def takes(task: Task) -> bool:
-    """Whether the layer is one that a group may hold; ``Engine.build`` has the last word."""
+    """Whether the layer is one that a group may hold: chains end where one is not, and go on behind it."""
     layer = task.layer
-    if layer.op not in _MAKERS or layer.spec.dtype != "float32":
+    if layer.op not in _MAKERS or layer.spec.dtype != "float32" or not _has_words(layer):
         return False
     match layer.op:
+        case "binary":
+            return layer.attribute("alpha", 1) == 1 and layer.attributes["function"] in CALCULATIONS
+        case "partial" | "combine":
+            return _adds(task)
         case "conv":
             return layer.spec.rank == 4 and conv_groups(task)[1] is None
         case "reshape":
@@ -89,6 +102,19 @@ def takes(task: Task) -> bool:
         case "pad":
             return layer.attributes["mode"] == "constant" and min(sum(_pads(task), start=())) >= 0
     return True
+
+
+def _has_words(layer: Layer) -> bool:
+    """Whether engines know the functions that the layer applies to each element."""
+    activation, function = layer.attribute("activation"), layer.attribute("function") if layer.op == "unary" else None
+    applied = ((activation, "activation_arguments"), (function, "arguments"))
+    return all(name is None or _is_known(name, layer.attribute(arguments, ())) for name, arguments in applied)
+
+
+def _is_known(function: str, arguments: Sequence[Any]) -> bool:
+    if function in ("hardtanh", "clamp"):
+        return len(arguments) >= 2 and None not in arguments[:2]
+    return function in FUNCTIONS
 
 
 def _pads(task: Task) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -280,8 +306,6 @@ class GroupModel(ABC):
         return self.activated(x, task.layer.attributes["function"], task.layer.attribute("arguments", ()))
 
     def _binary(self, task: Task, x: Any, *others: Any) -> Any:
-        if task.layer.attribute("alpha", 1) != 1:
-            raise CannotExpress(task.layer.name)
         other = others[0] if others else self.constant(_scalar(task.layer.attributes["scalar"]))
         return self.calculated(task.layer.attributes["function"], x, other)
 
@@ -313,14 +337,10 @@ class GroupModel(ABC):
         return self.reshaped(x, tuple(task.out_shape))
 
     def _partial(self, task: Task, x: Any) -> Any:
-        if not _adds(task):
-            raise CannotExpress(task.layer.name)
         dims, shape = tuple(task.layer.attributes["dims"]), task.in_shape(0)
         return self.reshaped(self._summed(x, shape, dims), (1, *_reduced(shape, dims)))
 
     def _combine(self, task: Task, parts: Any) -> Any:
-        if not _adds(task):
-            raise CannotExpress(task.layer.name)
         held = task.pieces[0]  # as many parts as took part, of which the layer does not know
         shape = (len(held.interval) if held.dim == 0 else 1, *task.in_shape(0)[1:])
         total = self._summed(parts, shape, (0,), task.layer.attributes["scale"])

@@ -7,6 +7,7 @@ import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ from edgedi.runtime.execution.reference import InProcess, weights_of
 from edgedi.runtime.kernels import onnxruntime_graph
 from edgedi.runtime.kernels.engines import ENGINES
 from edgedi.runtime.kernels.fused import Packer
-from edgedi.runtime.kernels.group import Engine, Group, GroupKernel
+from edgedi.runtime.kernels.group import CALCULATIONS, Engine, Group, GroupKernel
+from edgedi.runtime.kernels.group import FUNCTIONS as KNOWN_FUNCTIONS
 from edgedi.runtime.session.verify import relative_difference
 from edgedi.runtime.worker.local_workers import LocalWorkers
 from tests.exactness import cast, relative
@@ -139,6 +141,17 @@ def test_random_networks_answer_alike(network: Network, num_workers: int, engine
         assert relative(made[name], expected) <= max(TOLERANCE, 5 * relative(plain[name], expected)), name
 
 
+class Of(nn.Module):
+    """Any function of a map."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
 FUNCTIONS = (
     nn.ReLU(), nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.Hardswish(), nn.Hardsigmoid(), nn.Hardtanh(-0.5, 0.7), nn.ReLU6(),
     nn.Mish(), nn.GELU(), nn.GELU(approximate="tanh"), nn.LeakyReLU(), nn.LeakyReLU(0.3),
@@ -155,6 +168,7 @@ class Functions(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer, function in zip(self.layers, FUNCTIONS, strict=True):
             x = layer(x) + function(x)
+        x = torch.clamp(x, -3, 4)
         x = torch.sqrt(torch.abs(x)) + torch.log(1 + x * x) - torch.exp(-torch.erf(x)) / 3
         return torch.maximum(x, x * x) - torch.minimum(x / (2 + x.abs()), x)
 
@@ -168,6 +182,26 @@ def test_every_function_of_elements(engine: Engine) -> None:
     process = engined(capture, lower(axis_plan(capture.graph, 1, "rows", depth=99), capture.graph), groups)
     assert relative_difference(process(x), model(x)) <= TOLERANCE
     assert [set(choice.layers) for choice in groups.choices] == [{layer.name for layer in capture.graph.layers}]
+    layers = capture.graph.layers
+    assert {layer.attribute("function") for layer in layers if layer.op == "unary"} == KNOWN_FUNCTIONS
+    assert {layer.attribute("function") for layer in layers if layer.op == "binary"} == CALCULATIONS
+
+
+@each_engine
+@pytest.mark.parametrize(
+    "layer", [nn.ELU(), nn.Softplus(), Of(lambda x: x.clamp(min=0.1)), Of(lambda x: x + 2 * x.sin())]
+)
+def test_a_layer_that_engines_have_no_words_for_ends_a_chain_and_another_begins(
+    layer: nn.Module, engine: Engine
+) -> None:
+    torch.manual_seed(0)
+    convolutions = [nn.Sequential(*(nn.Conv2d(4, 4, 1) for _ in range(LEAST_RUNS + 1))) for _ in range(2)]
+    model, x = nn.Sequential(convolutions[0], nn.MaxPool2d(1), layer, convolutions[1]).eval(), torch.randn(1, 4, 9, 7)
+    capture = capture_model(model, (x,))
+    groups = engine_wins(engine)
+    process = engined(capture, lower(axis_plan(capture.graph, 1, "rows", depth=99), capture.graph), groups)
+    assert relative_difference(process(x), model(x)) <= TOLERANCE
+    assert [choice.engine for choice in groups.choices] == [engine.name] * 2
 
 
 @each_engine
