@@ -56,7 +56,7 @@ def apart_times_as_fast(seconds: Sequence[float], base: Sequence[float]) -> Rati
     """How many times as fast as ``base`` a contender was that ran in rounds of its own: the ratio of the medians.
 
     Nothing is paired, so each side is resampled for itself: what the machine did at the time is in the interval, as
-    far as it changed within the rounds.
+    far as it changed within the rounds. Of few rounds (six) it is somewhat too narrow.
     """
     if not seconds or not base:
         raise ValueError("no seconds were measured")

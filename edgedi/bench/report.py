@@ -80,7 +80,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Late:
-    """How far an emulated device was behind its own time at worst, while requests took ``taken_s``."""
+    """How far an emulated device was behind its own time at worst, in a turn whose timed requests took ``taken_s``."""
 
     late_s: float
     taken_s: float

@@ -39,8 +39,9 @@ ONE_WORKER, THROUGHPUT = "one worker", "throughput"
 class StreamContender(SessionContender):
     """A session under a stream of the same input; ``count`` of its requests are timed, between ``around`` others.
 
-    Those others keep as many in flight all the time as ever are: what is timed neither waits for the first answers,
-    nor has a worker at its end that is done while another is not, by up to a request's time.
+    Those others keep everybody busy all the time: what is timed neither waits for the first answers, nor has a worker
+    at its end that is done while another is not. Replicas that are alike answer all at once, so ``count`` shall be so
+    many times each of them; where they are not alike, up to one request's time may be counted or not.
     """
 
     def __init__(
@@ -229,9 +230,9 @@ class _Streams(Run[StreamReport]):
         session = self.open_session(name, planner, devices, count, objective=objective, max_in_flight=in_flight)
         for _ in session.stream([inputs] * in_flight):  # the answers that are compared before a plan is trusted
             pass
-        return StreamContender(
-            name, session, [inputs], self.settings.repeat, in_flight, devices.clock, emulated=bool(devices.emulation)
-        )
+        around = default_in_flight(_devices(session.placement), THROUGHPUT)
+        timed = times_each(self.settings.repeat, len(session.placement.replicas))
+        return StreamContender(name, session, [inputs], timed, around, devices.clock, emulated=bool(devices.emulation))
 
     def _engines(self) -> list[EngineGroup]:
         names, groups = self.engines_here(), list[EngineGroup]()
@@ -256,6 +257,11 @@ class _Streams(Run[StreamReport]):
             return [alone, EngineGroup(together, engines, count)]
         speeds = [testbed.least_slowdown / device.speed.slowdown for device in testbed.devices]
         return [alone, EmulatedGroup(together, engines[0], count, speeds)]
+
+
+def times_each(count: int, num_replicas: int) -> int:
+    """At least ``count``, and as often each of so many."""
+    return -(-count // num_replicas) * num_replicas
 
 
 def _devices(placement: Placement) -> int:

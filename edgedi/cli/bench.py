@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=positive, default=DEFAULT_ROUNDS, metavar="N",
                       help="turns of every contender (default %(default)s)")  # fmt: skip
     made.add_argument("--repeat", type=positive, metavar="N", help="requests in a turn: they count as their median "
-                      f"(default 1), for throughput as their mean (default {DEFAULT_STREAM})")  # fmt: skip
+                      f"(default 1), for throughput the timed ones' mean (default {DEFAULT_STREAM})")  # fmt: skip
     made.add_argument("--threads", type=positive, metavar="N", help="threads, and cores, of each local worker and "
                       "each engine (default 1)")  # fmt: skip
     made.add_argument("--key", metavar="FILE", help="your key pair, for workers that ask for one")

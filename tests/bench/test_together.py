@@ -43,7 +43,7 @@ def test_bars_are_on_the_gain_and_on_four_devices_memory(
     compact = run(0.3, 0.4, split_s)
     compact["settings"]["testbed"]["devices"] = [{}] * num_devices
     gain = gain_of("pi", run(1.3, 1.2, 0.5), compact, original_bytes=100, split_bytes=split_bytes)
-    assert (gain.is_above_n, gain.fits) == (above, fits)
+    assert (gain.verdict, gain.fits) == (above, fits)
     cells = [str(next(iter(column.cells))) for column in table_of([gain]).columns]
     assert cells[-3] == ("4.00 [4.00, 4.00]" if split_s == 0.3 else "4.14 [4.14, 4.14]")
     assert cells[-2] == above
@@ -57,4 +57,4 @@ def test_a_gain_that_rounds_do_not_decide_is_said_to_be_undecided():
     wide = gain_of("pi4x4", run(1.3, 1.2, 0.5), spread, original_bytes=100, split_bytes=40)
     assert few.total.low == pytest.approx(12)
     assert wide.total.low < 4 < wide.total.high
-    assert (few.is_above_n, wide.is_above_n) == ("UNDECIDED", "UNDECIDED")
+    assert (few.verdict, wide.verdict) == ("UNDECIDED", "UNDECIDED")

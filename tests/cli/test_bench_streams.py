@@ -16,7 +16,7 @@ import torch
 from edgedi import distribute
 from edgedi.bench import running
 from edgedi.bench.cores import deal
-from edgedi.bench.streams import EmulatedGroup, EngineContender, EngineGroup, StreamContender
+from edgedi.bench.streams import EmulatedGroup, EngineContender, EngineGroup, StreamContender, times_each
 from edgedi.cli.bench import main
 from edgedi.errors import WorkerLost
 from edgedi.partition.plan.placement import Placement
@@ -191,6 +191,10 @@ def test_a_worker_that_leaves_in_an_engines_turn_ends_the_run(
     assert found["ended_early"].endswith(": of its workers 0:local-0, 1:local-1 these have left: 1:local-1")
     assert {len(row["seconds"]) for row in found["rows"]} == {1}
     assert "THE RUN ENDED EARLY after 1 complete rounds" in " ".join(printed.out.split())
+
+
+def test_each_replica_answers_as_often_in_the_time() -> None:
+    assert [times_each(20, count) for count in (1, 2, 3, 8, 20, 24)] == [20, 20, 21, 24, 20, 24]
 
 
 def test_a_stream_is_timed_while_it_flows() -> None:

@@ -34,7 +34,7 @@ ENGINE_COUNTS = 0.8
 """Layers are measured one by one in torch. Where an engine takes at most this share of their time it is because they
 are small, and it will take the chains of a split plan as well; where it takes more, it takes long chains only, and the
 share counts where a device runs the whole network alone."""
-KEPT_VERSION = 3
+KEPT_VERSION = 4
 """Raised where a kept profile lacks what one that is measured now would hold: other numbers, or other engine chains."""
 _FRACTIONS = {"rows": (2, 4, 8), "channels": (2, 4)}
 """What part of a layer is measured besides all of it: one over these."""

@@ -118,7 +118,10 @@ def _is_known(function: str, arguments: Sequence[Any]) -> bool:
 
 
 def _pads(task: Task) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What a PAD adds before and after each dimension: along the cut one what lies in the region that is made."""
+    """What a PAD adds before and after each dimension: along the cut one what lies in the region that is made.
+
+    Of a region that is nothing but padding one element is read that is not in it: that one is negative.
+    """
     before, after = list(task.layer.attributes["before"]), list(task.layer.attributes["after"])
     out, part = task.out, task.parts[0]
     if out is not None and part is not None and (before[out.dim] or after[out.dim]):

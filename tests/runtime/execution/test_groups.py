@@ -246,6 +246,10 @@ def test_what_is_left_out_and_what_is_added_around(axis: str, num_workers: int, 
     assert relative_difference(process(x), model(x)) <= TOLERANCE
     if num_workers == 1:
         assert [set(choice.layers) for choice in groups.choices] == [{layer.name for layer in capture.graph.layers}]
+    elif depth > 1 and axis != "channels":
+        cut = {capture.graph.by_name[p.tensor].op for choice in groups.choices for p in choice.pieces if p.dim >= 2}
+        assert {"pad", "slice"} <= cut
+        assert {choice.engine for choice in groups.choices} == {engine.name}
 
 
 class Residual(nn.Module):
