@@ -23,9 +23,10 @@ from edgedi.partition.plan.program import ProgramSet
 from edgedi.partition.plan.simulate import simulate
 from edgedi.partition.throughput.throughput import place, place_to_try
 from edgedi.runtime.coordinator.coordinator import Coordinator
+from edgedi.runtime.coordinator.known_devices import KnownDevices
 from edgedi.runtime.coordinator.known_links import KnownLinks
 from edgedi.runtime.coordinator.link_probe import LinkProbe
-from edgedi.runtime.coordinator.profiler import deploy_message, device_profiles, install
+from edgedi.runtime.coordinator.profiler import deploy_message, install
 from edgedi.runtime.coordinator.trial import answer_seconds, may_be_tried, noise_inputs, quickest, request_seconds
 from edgedi.runtime.execution.executor import LoadedProgram
 from edgedi.runtime.execution.loading import Shipment
@@ -97,6 +98,7 @@ class Deployer:
         self._next_epoch = 0
         self._making = threading.RLock()  # one deployment at a time: workers answer in order
         self.welcomes: list[Welcome] = []
+        self._devices = KnownDevices(coordinator, say)
         self._links = KnownLinks(links, LinkProbe(coordinator, session, self._install_probe), self.welcomes, say)
         self.slowdowns: dict[int, float] = {}
         """By link, how many times as slow as its profile a worker has been found to be; the others are as measured."""
@@ -299,7 +301,7 @@ class Deployer:
                 )
             return self._given.subset(alive)
         welcomes = {link: self.welcomes[link] for link in alive}
-        devices = device_profiles(self._coordinator, capture, welcomes, self._say)
+        devices = self._devices.profiles(capture, welcomes)
         return ClusterProfile(devices=devices, links=self._links.among(alive))
 
     @property

@@ -1,17 +1,10 @@
-"""Profiles measured where they matter: every layer on the worker that will run it, every link by sending over it.
-
-A worker is measured once per device and graph: the result is kept under its fingerprint and the graph's digest, as JSON
-beside other caches of the user's.
-"""
+"""What workers are asked at the start: how long they take for every layer, and to install a program."""
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from edgedi.partition.capture.capture import Capture
@@ -19,8 +12,8 @@ from edgedi.partition.cost.profile import DeviceProfile, LayerProfile
 from edgedi.partition.graph.axes import axis_dims
 from edgedi.partition.graph.geometry import WHOLE, Interval, Need, Region
 from edgedi.partition.graph.graph import Layer, LayerGraph
-from edgedi.partition.graph.operators import OPERATOR_TABLE_VERSION, needs
-from edgedi.partition.plan.program import Instruction, Piece, Program, ProgramSet, Run
+from edgedi.partition.graph.operators import OPERATOR_TABLE_VERSION, flops, needs
+from edgedi.partition.plan.program import Piece, Program, ProgramSet, Run
 from edgedi.runtime.coordinator.coordinator import Coordinator, answer_of
 from edgedi.runtime.execution.loading import Shipment, digests_of
 from edgedi.runtime.execution.tensors import element_type, to_wire
@@ -34,13 +27,13 @@ ENGINE_COUNTS = 0.8
 """Layers are measured one by one in torch. Where an engine takes at most this share of their time it is because they
 are small, and it will take the chains of a split plan as well; where it takes more, it takes long chains only, and the
 share counts where a device runs the whole network alone."""
-KEPT_VERSION = 4
-"""Raised where a kept profile lacks what one that is measured now would hold: other numbers, or other engine chains."""
+NUM_SAMPLED = 2
+SAMPLED_UP_TO_BYTES = 10_000_000
+"""Of weights; a worker makes them up for every sample."""
 _FRACTIONS = {"rows": (2, 4, 8), "channels": (2, 4)}
 """What part of a layer is measured besides all of it: one over these."""
 _CHANNELS_FROM_BYTES = 262_144
 """Layers with fewer bytes of weights are not measured by channels: splitting them so saves nothing worth knowing."""
-CACHE_FOLDER = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "edgedi" / "profiles"
 
 Say = Callable[[str], None]
 
@@ -56,16 +49,19 @@ def profile_programs(graph: LayerGraph) -> dict[tuple[str, int], Program]:
 
 
 def _program(graph: LayerGraph, dims: Mapping[str, int], *, axis: str = "whole", divisor: int = 1) -> Program:
-    instructions: list[Instruction] = []
-    for layer in graph.layers:
-        out = _region(layer, graph, dims, axis, divisor)
-        if layer.op in ("opaque", "constant") or (axis != "whole" and out is WHOLE):
-            continue
-        shapes = graph.input_shapes(layer)
-        parts = needs(layer, shapes, out)
-        if parts is not None:
-            instructions.append(Run(_piece(layer.name, out), tuple(map(_piece, layer.inputs, parts))))
-    return Program(participant=0, instructions=tuple(instructions))
+    regions = [(layer, _region(layer, graph, dims, axis, divisor)) for layer in _measurable(graph)]
+    runs = [_run(layer, graph, out) for layer, out in regions if axis == "whole" or out is not WHOLE]
+    return Program(participant=0, instructions=tuple(run for run in runs if run is not None))
+
+
+def _measurable(graph: LayerGraph) -> list[Layer]:
+    return [layer for layer in graph.layers if layer.op not in ("opaque", "constant")]
+
+
+def _run(layer: Layer, graph: LayerGraph, out: Need) -> Run | None:
+    """``None`` where a layer cannot be made so."""
+    parts = needs(layer, graph.input_shapes(layer), out)
+    return None if parts is None else Run(_piece(layer.name, out), tuple(map(_piece, layer.inputs, parts)))
 
 
 def _region(layer: Layer, graph: LayerGraph, dims: Mapping[str, int], axis: str, divisor: int) -> Need:
@@ -82,32 +78,49 @@ def _piece(tensor: str, part: Need) -> Piece:
     return Piece(tensor) if part is WHOLE else Piece(tensor, part.dim, part.interval)
 
 
-def device_profiles(
+def measured_profiles(
     coordinator: Coordinator, capture: Capture, welcomes: Mapping[int, Welcome], say: Say
-) -> tuple[DeviceProfile, ...]:
-    """One profile per worker (by link number), from the cache if it is there, else measured on all lacking at once."""
+) -> dict[int, DeviceProfile]:
+    """What each worker takes for each layer, by link number; measured on all of them at once."""
+    graph, names = capture.graph, ", ".join(welcome.name for welcome in welcomes.values())
+    say(f"measuring {len(graph.layers)} layers on {names}")
+    measured = _measure(coordinator, graph, capture.weights, list(welcomes), say)
+    return {link: _profile(welcome, graph, measured[link]) for link, welcome in welcomes.items()}
+
+
+def sample_seconds(coordinator: Coordinator, capture: Capture, links: Sequence[int]) -> dict[int, float]:
+    """Seconds that each worker takes, now, for a few layers, by link number: the same layers each time.
+
+    It tells whether a worker is as fast as it was when it took so long before, at a small part of a profile's cost. It
+    is no part of the profile: so few layers find their weights in the caches.
+    """
     graph = capture.graph
-    known = {w.fingerprint: _cached(w.fingerprint, graph) for w in welcomes.values()}
-    lacking = [link for link, welcome in welcomes.items() if known[welcome.fingerprint] is None]
-    if lacking:
-        say(f"measuring {len(graph.layers)} layers on {', '.join(welcomes[link].name for link in lacking)}")
-        measured = _measure(coordinator, graph, capture.weights, lacking, say)
-        for link in lacking:
-            made = _profile(welcomes[link], graph, measured[link])
-            known[welcomes[link].fingerprint] = made
-            _keep(made, graph)
-    return tuple(_named(welcome, known[welcome.fingerprint]) for welcome in welcomes.values())
+    layers = sorted(_sampled(graph), key=graph.position.__getitem__)
+    runs = [_run(graph.by_name[name], graph, WHOLE) for name in layers]
+    program = Program(participant=0, instructions=tuple(run for run in runs if run is not None))
+    if not program.instructions:
+        return dict.fromkeys(links, 0.0)
+    answers = _all_measure(coordinator, links, _measure_message(program, graph, capture.weights, REPEATS))
+    return {link: sum(seconds for *_, seconds in answer.seconds) for link, answer in answers.items()}
+
+
+def _sampled(graph: LayerGraph) -> list[str]:
+    """The layers with most to compute, of those whose weights are made at once; too few for an engine's chain."""
+
+    def weight_bytes(layer: Layer) -> int:
+        return sum(graph.weights[name].num_bytes for name in layer.weights.values())
+
+    light = [layer for layer in _measurable(graph) if weight_bytes(layer) <= SAMPLED_UP_TO_BYTES]
+    work = {layer.name: flops(layer, graph.input_shapes(layer)) for layer in light}
+    return sorted(work, key=work.__getitem__, reverse=True)[:NUM_SAMPLED]
 
 
 def whole_seconds(
     coordinator: Coordinator, graph: LayerGraph, weights: Mapping[str, Any], link: int
 ) -> dict[str, float]:
     """Seconds of each whole layer on one worker, measured once: how fast it is now, not what it is at its best."""
-    shipment = Shipment(weights, lambda tensor: secrets.token_hex(16))
-    program = _program(graph, {})
-    layers = shipment.describe(ProgramSet(graph=graph, programs={0: program}), 0)
-    message = Measure(program=str(program), layers=layers, weights=weight_specs(layers, shipment), repeats=1)
-    answer = answer_of(coordinator.ask(link, message, Measured), MEASURE_TIMEOUT_S, "measuring layers")
+    message = _measure_message(_program(graph, {}), graph, weights, 1)
+    answer = _all_measure(coordinator, [link], message)[link]
     share = engine_share(answer)
     return {layer: share * seconds for layer, _, _, seconds in answer.seconds}
 
@@ -117,26 +130,30 @@ def engine_share(whole: Measured) -> float:
     return whole.engine_factor if whole.engine_factor <= ENGINE_COUNTS else 1.0
 
 
-def _named(welcome: Welcome, profile: DeviceProfile | None) -> DeviceProfile:
-    """The profile of a kind of device as that of one worker."""
-    assert profile is not None, "measured where it was not known"
-    return replace(profile, name=welcome.name, memory_bytes=welcome.memory_limit_bytes)
+def _measure_message(program: Program, graph: LayerGraph, weights: Mapping[str, Any], repeats: int) -> Measure:
+    """Noise is measured, so names of weights need no content."""
+    shipment = Shipment(weights, lambda tensor: secrets.token_hex(16))
+    layers = shipment.describe(ProgramSet(graph=graph, programs={0: program}), 0)
+    return Measure(program=str(program), layers=layers, weights=weight_specs(layers, shipment), repeats=repeats)
 
 
 def _measure(
     coordinator: Coordinator, graph: LayerGraph, weights: Mapping[str, Any], links: Sequence[int], say: Say
 ) -> dict[int, dict[tuple[str, int], Measured]]:
-    shipment = Shipment(weights, lambda tensor: secrets.token_hex(16))  # noise is measured: names need no content
     results: dict[int, dict[tuple[str, int], Measured]] = {link: {} for link in links}
     programs = {key: program for key, program in profile_programs(graph).items() if program.instructions}
     for number, (key, program) in enumerate(programs.items(), start=1):
         say(f"measuring {key[0]} 1/{key[1]} ({number} of {len(programs)})")
-        layers = shipment.describe(ProgramSet(graph=graph, programs={0: program}), 0)
-        message = Measure(program=str(program), layers=layers, weights=weight_specs(layers, shipment), repeats=REPEATS)
-        answers = {link: coordinator.ask(link, message, Measured) for link in links}
-        for link, answer in answers.items():
-            results[link][key] = answer_of(answer, MEASURE_TIMEOUT_S, "measuring layers")
+        message = _measure_message(program, graph, weights, REPEATS)
+        for link, answer in _all_measure(coordinator, links, message).items():
+            results[link][key] = answer
     return results
+
+
+def _all_measure(coordinator: Coordinator, links: Sequence[int], message: Measure) -> dict[int, Measured]:
+    """At once: in a request they compute at once, too."""
+    asked = {link: coordinator.ask(link, message, Measured) for link in links}
+    return {link: answer_of(answer, MEASURE_TIMEOUT_S, "measuring layers") for link, answer in asked.items()}
 
 
 def weight_specs(layers: tuple[dict[str, Any], ...], shipment: Shipment) -> tuple[dict[str, Any], ...]:
@@ -206,25 +223,3 @@ def _close_curves(curves: Mapping[str, Any], graph: LayerGraph, axis: str) -> No
     for name, by_axis in curves.items():
         if axis in by_axis and "whole" in by_axis:
             by_axis[axis].append((graph.spec(name).shape[dims[name]], by_axis["whole"][0][1]))
-
-
-def _cache_path(fingerprint: str, graph: LayerGraph) -> Path:
-    return CACHE_FOLDER / f"{fingerprint}-{graph.digest[:16]}-t{OPERATOR_TABLE_VERSION}-p{KEPT_VERSION}.json"
-
-
-def _cached(fingerprint: str, graph: LayerGraph) -> DeviceProfile | None:
-    try:
-        return DeviceProfile.from_json(_cache_path(fingerprint, graph).read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _keep(profile: DeviceProfile, graph: LayerGraph) -> None:
-    path = _cache_path(profile.fingerprint, graph)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}.tmp")
-        draft.write_text(profile.to_json())
-        draft.replace(path)
-    except OSError:
-        pass  # a cache that cannot be written costs time, not results

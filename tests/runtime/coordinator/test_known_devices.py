@@ -1,0 +1,131 @@
+"""Devices are measured once, and again where they turn out to have been disturbed then."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+from torch import nn
+
+from edgedi.partition.capture.capture import Capture, capture_model
+from edgedi.partition.plan.program import Program
+from edgedi.runtime.coordinator import known_devices
+from edgedi.runtime.coordinator.coordinator import Coordinator
+from edgedi.runtime.coordinator.known_devices import FASTER_BY, Kept, KnownDevices
+from edgedi.runtime.coordinator.profiler import NUM_SAMPLED
+from edgedi.runtime.wire.messages import Measure, Measured, Welcome
+
+WELCOME = Welcome(
+    wire_version=1, software_version="1", name="a", device="cpu", threads=1, memory_limit_bytes=None, fingerprint="f"
+)
+BOTH = {0: WELCOME, 1: replace(WELCOME, name="b", memory_limit_bytes=1000)}
+
+
+class Devices:
+    """Take so many seconds for each layer, by link, and count how often they were measured and sampled."""
+
+    def __init__(self, layer_s: dict[int, float]) -> None:
+        self.layer_s = layer_s
+        self.sampled: list[int] = []
+        self.measured: list[int] = []
+
+    def ask(self, link: int, message: Measure, answer: type[Measured]) -> Future[Measured]:
+        pieces = [instruction.piece for instruction in Program.parse(message.program).instructions]
+        if all(piece.dim < 0 for piece in pieces):
+            (self.sampled if len(pieces) <= NUM_SAMPLED else self.measured).append(link)
+        told: Future[Measured] = Future()
+        told.set_result(
+            Measured(
+                seconds=tuple(
+                    (p.tensor, "whole" if p.dim < 0 else str(p.dim), max(1, len(p.interval)), self.layer_s[link])
+                    for p in pieces
+                ),
+                engine_factor=1.0,
+            )
+        )
+        return told
+
+
+@pytest.fixture
+def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Capture:
+    monkeypatch.setattr(known_devices, "CACHE_FOLDER", tmp_path)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3)).eval()
+    return capture_model(network, torch.zeros(1, 3, 16, 16))
+
+
+def session(devices: Devices) -> KnownDevices:
+    return KnownDevices(cast(Coordinator, devices), lambda line: None)
+
+
+def seconds(known: KnownDevices, taken: Capture, welcomes: dict[int, Welcome]) -> list[float]:
+    """Of the first layer, by each worker."""
+    layer = taken.graph.layers[0]
+    return [device.seconds(layer, taken.graph.input_shapes(layer)) for device in known.profiles(taken, welcomes)]
+
+
+def test_a_session_measures_once_and_the_next_one_not_at_all(taken: Capture) -> None:
+    devices = Devices({0: 1e-3})
+    first = session(devices)
+    for _ in range(3):
+        assert seconds(first, taken, {0: WELCOME}) == pytest.approx([1e-3])
+    assert seconds(session(devices), taken, {0: WELCOME}) == pytest.approx([1e-3])
+    assert (devices.measured, devices.sampled) == ([0], [0, 0])
+
+
+def test_two_workers_of_a_kind_have_one_profile_under_their_own_names(taken: Capture) -> None:
+    one, other = session(Devices({0: 1e-3, 1: 1e-3})).profiles(taken, BOTH)
+    assert (one.name, one.memory_bytes, other.name, other.memory_bytes) == ("a", None, "b", 1000)
+    assert replace(one, name="b", memory_bytes=1000) == other
+
+
+@pytest.mark.parametrize(
+    ("then_s", "now_s", "measured_again"),
+    [
+        (2e-3, 1e-3, True),  # disturbed then
+        (1e-3, 2e-3, False),  # disturbed now
+        (1e-3, 1.01 * FASTER_BY * 1e-3, False),  # noise
+        (1e-3, 0.99 * FASTER_BY * 1e-3, True),
+    ],
+)
+def test_who_was_disturbed_when_it_was_measured_is_measured_anew(
+    taken: Capture, then_s: float, now_s: float, measured_again: bool
+) -> None:
+    devices = Devices({0: then_s})
+    session(devices).profiles(taken, {0: WELCOME})
+    devices.layer_s[0] = now_s
+    for _ in range(2):  # the second time what was measured anew is kept
+        assert seconds(session(devices), taken, {0: WELCOME}) == pytest.approx([now_s if measured_again else then_s])
+    assert devices.measured == ([0, 0] if measured_again else [0])
+
+
+def test_of_two_workers_of_a_kind_the_one_that_is_not_disturbed_tells_how_fast_it_is(taken: Capture) -> None:
+    devices = Devices({0: 2e-3, 1: 2e-3})
+    session(devices).profiles(taken, BOTH)
+    devices.layer_s = {0: 1e-3, 1: 2e-3}
+    session(devices).profiles(taken, BOTH)
+    assert devices.measured == [0, 1, 0, 1]
+
+
+def test_a_worker_that_joins_is_asked_alone(taken: Capture) -> None:
+    devices = Devices({0: 1e-3, 1: 3e-3})
+    known = session(devices)
+    known.profiles(taken, {0: WELCOME})
+    assert seconds(known, taken, {0: WELCOME, 1: replace(WELCOME, fingerprint="g")}) == pytest.approx([1e-3, 3e-3])
+    assert (devices.measured, devices.sampled) == ([0, 1], [0, 1])
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"sample_s": 1, "profile": {}}', '{"sample_s": null}'])
+def test_what_is_no_kept_profile_is_measured(taken: Capture, tmp_path: Path, text: str) -> None:
+    devices = Devices({0: 1e-3})
+    session(devices).profiles(taken, {0: WELCOME})
+    (kept,) = tmp_path.glob("*.json")
+    kept.write_text(text)
+    with pytest.raises(ValueError):
+        Kept.from_json(text)
+    assert seconds(session(devices), taken, {0: WELCOME}) == pytest.approx([1e-3])
+    assert devices.measured == [0, 0]
+    assert Kept.from_json(kept.read_text()).sample_s == pytest.approx(2e-3)
