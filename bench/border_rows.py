@@ -110,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="of a message's way that parts must be predicted to gain (default: %(default)s)",
     )  # fmt: skip
     arguments = parser.parse_args(argv)
+    if not arguments.least_gain >= 0:
+        parser.error(f"--least-gain {arguments.least_gain}: a share, 0 or more")
     try:
         spec = find_spec(arguments.testbed)
     except (ValueError, OSError) as error:

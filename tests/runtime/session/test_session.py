@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import zmq
-from torch import nn
+from torch import Tensor, nn
 
 from edgedi import distribute
 from edgedi.errors import GraphError, PlanError, RemoteProtocolError, SecurityError, WorkerLost
@@ -134,10 +134,26 @@ def test_other_element_types(addresses: list[str], dtype: torch.dtype, tolerance
     assert relative_difference(y, own(model, x)) <= tolerance
 
 
-def test_channels_last_inputs(addresses: list[str]) -> None:
-    model, x = small(), image().contiguous(memory_format=torch.channels_last)
+def as_other_memory(x: Tensor) -> list[Tensor]:
+    """The same values channels last, as a window of something larger, mirrored in memory, and wanting gradients."""
+    wide = torch.zeros(x.shape[0], x.shape[1] + 2, x.shape[2] + 3, x.shape[3] + 5)
+    window = wide[:, 1:-1, 2:-1, 3:-2]
+    window.copy_(x)
+    return [
+        x.contiguous(memory_format=torch.channels_last),
+        window,
+        x.transpose(2, 3).contiguous().transpose(2, 3),
+        x.clone().requires_grad_(),
+    ]
+
+
+def test_inputs_may_lie_in_memory_as_they_like(addresses: list[str]) -> None:
+    model, x = small(), image()
     with distribute(model, x, addresses, planner="equal") as session:
-        assert relative_difference(session(x), own(model, x)) <= TOLERANCE
+        for same in as_other_memory(x):
+            assert relative_difference(session(same), own(model, x)) <= TOLERANCE
+        one_row = x[:, :, :1].expand_as(x)
+        assert relative_difference(session(one_row), own(model, one_row)) <= TOLERANCE
 
 
 def test_a_stream_keeps_the_order(addresses: list[str]) -> None:
