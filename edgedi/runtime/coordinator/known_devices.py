@@ -1,16 +1,18 @@
 """What a session knows of its devices: kept from an earlier session where that still holds, else measured.
 
 A worker is measured once per device and graph. The result is kept under its fingerprint and the graph's digest, as JSON
-beside other caches of the user's, with how long the worker took for a sample of layers right before. Every session
-takes the sample anew: a device that is faster by then was disturbed when it was measured, and by such a profile more
-devices would seem to pay than do. One that is slower is disturbed now, which is for the session's balance to answer.
+beside other caches of the user's, with how long the worker took for a sample of layers right before and after. Every
+session takes the sample anew: a device that is faster by then was disturbed when it was measured, and by such a profile
+more devices would seem to pay than do. One that is slower is disturbed now, and its profile stays: what is kept is of
+the fastest conditions that were seen.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,10 +25,13 @@ from edgedi.runtime.coordinator.profiler import Say, measured_profiles, sample_s
 from edgedi.runtime.wire.messages import Welcome
 
 KEPT_VERSION = 5
-"""Raised where a kept profile lacks what one that is measured now would hold: other numbers, or other engine chains."""
+"""Raised where a kept profile lacks what one that is measured now would hold: other numbers, other engine chains, or a
+sample of other layers."""
 CACHE_FOLDER = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "edgedi" / "profiles"
 FASTER_BY = 0.75
 """A profile holds no longer where its sample takes less than this share of what it took: less is noise, or caches."""
+TELLING_S = 2e-4
+"""A sample that takes less says nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +43,7 @@ class Kept:
 
     def holds(self, sample_s: float) -> bool:
         """Whether a device that now takes ``sample_s`` was not disturbed then."""
-        return sample_s >= FASTER_BY * self.sample_s
+        return self.sample_s < TELLING_S or sample_s >= FASTER_BY * self.sample_s
 
     def to_json(self) -> str:
         """One JSON object as text."""
@@ -49,9 +54,12 @@ class Kept:
         """What ``to_json`` wrote. ``ValueError`` for any other text."""
         try:
             values = json.loads(text)
-            return cls(profile=DeviceProfile.from_dict(values["profile"]), sample_s=float(values["sample_s"]))
+            kept = cls(profile=DeviceProfile.from_dict(values["profile"]), sample_s=float(values["sample_s"]))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a kept profile: {error}") from error
+        if not 0 <= kept.sample_s < math.inf:
+            raise ValueError(f"not a kept profile: a sample that took {kept.sample_s} s")
+        return kept
 
 
 class KnownDevices:
@@ -74,20 +82,35 @@ class KnownDevices:
         )
 
     def _kept_or_measured(self, capture: Capture, welcomes: Mapping[int, Welcome]) -> dict[str, DeviceProfile]:
-        """By fingerprint. Of several devices of a kind the least sample counts: the others are disturbed."""
-        samples_s = sample_seconds(self._coordinator, capture, list(welcomes))
-        least_s: dict[str, float] = {}
-        for link, welcome in welcomes.items():
-            least_s[welcome.fingerprint] = min(samples_s[link], least_s.get(welcome.fingerprint, samples_s[link]))
-        kept = {kind: _read(kind, capture.graph) for kind in least_s}
-        found = {kind: k.profile for kind, k in kept.items() if k is not None and k.holds(least_s[kind])}
+        """By fingerprint."""
+        self._say(f"taking a sample on {', '.join(welcome.name for welcome in welcomes.values())}")
+        before_s = self._samples(capture, welcomes)
+        kept = {kind: _read(kind, capture.graph) for kind in before_s}
+        found = {kind: k.profile for kind, k in kept.items() if k is not None and k.holds(before_s[kind])}
         lacking = {link: welcome for link, welcome in welcomes.items() if welcome.fingerprint not in found}
         if lacking:
-            for link, profile in measured_profiles(self._coordinator, capture, lacking, self._say).items():
-                found[lacking[link].fingerprint] = profile
-        for kind in {welcome.fingerprint for welcome in lacking.values()}:
-            _write(Kept(profile=found[kind], sample_s=least_s[kind]), capture.graph)
+            measured = measured_profiles(self._coordinator, capture, lacking, self._say)
+            after_s = self._samples(capture, lacking)  # what disturbs may have come, or gone, meanwhile
+            for kind, profile in _fastest_of_each(measured.values()).items():
+                found[kind] = profile
+                _write(Kept(profile=profile, sample_s=max(before_s[kind], after_s[kind])), capture.graph)
         return found
+
+    def _samples(self, capture: Capture, welcomes: Mapping[int, Welcome]) -> dict[str, float]:
+        """Seconds by fingerprint: of several devices of a kind the least, as the others are disturbed."""
+        least_s: dict[str, float] = {}
+        for link, seconds in sample_seconds(self._coordinator, capture, list(welcomes)).items():
+            kind = welcomes[link].fingerprint
+            least_s[kind] = min(seconds, least_s.get(kind, seconds))
+        return least_s
+
+
+def _fastest_of_each(profiles: Iterable[DeviceProfile]) -> dict[str, DeviceProfile]:
+    """By fingerprint; of several the one that takes least for all layers."""
+    fastest: dict[str, DeviceProfile] = {}
+    for profile in sorted(profiles, key=lambda profile: sum(layer.whole_s for layer in profile.layers.values())):
+        fastest.setdefault(profile.fingerprint, profile)
+    return fastest
 
 
 def _path(fingerprint: str, graph: LayerGraph) -> Path:
@@ -109,4 +132,4 @@ def _write(kept: Kept, graph: LayerGraph) -> None:
         draft.write_text(kept.to_json())
         draft.replace(path)
     except OSError:
-        pass  # a cache that cannot be written costs time, not results
+        pass  # a cache that cannot be written costs time, in every session, not results

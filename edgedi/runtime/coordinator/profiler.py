@@ -92,7 +92,8 @@ def sample_seconds(coordinator: Coordinator, capture: Capture, links: Sequence[i
     """Seconds that each worker takes, now, for a few layers, by link number: the same layers each time.
 
     It tells whether a worker is as fast as it was when it took so long before, at a small part of a profile's cost. It
-    is no part of the profile: so few layers find their weights in the caches.
+    is no part of the profile: so few layers find their weights in the caches. Layers that do not fit into a worker's
+    memory limit are left out there.
     """
     graph = capture.graph
     layers = sorted(_sampled(graph), key=graph.position.__getitem__)
