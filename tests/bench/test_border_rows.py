@@ -47,3 +47,10 @@ def test_a_testbed_that_there_is_none_of_is_named(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit):
         main(["--testbed", "pi4x3@50M"])
     assert "--testbed pi4x3@50M: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gain", ["nan", "-0.1"])
+def test_a_gain_that_is_none_is_refused(gain: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--network", "resnet50", "--testbed", "pi4x2@50M", f"--least-gain={gain}"])
+    assert f"--least-gain {gain}: a share, 0 or more" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """What a session knows of its devices: kept from an earlier session where that still holds, else measured.
 
 A worker is measured once per device and graph. The result is kept under its fingerprint and the graph's digest, as JSON
-beside other caches of the user's, with how long the worker took for a sample of layers right before and after. Every
+beside other caches of the user's, with the longer of two samples: a few layers, right before and right after. Every
 session takes the sample anew: a device that is faster by then was disturbed when it was measured, and by such a profile
 more devices would seem to pay than do. One that is slower is disturbed now, and its profile stays: what is kept is of
 the fastest conditions that were seen.

@@ -66,8 +66,8 @@ def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Capture:
     return capture_model(network, torch.zeros(1, 3, 16, 16))
 
 
-def session(devices: Devices) -> KnownDevices:
-    return KnownDevices(cast(Coordinator, devices), lambda line: None)
+def session(devices: Devices, said: list[str] | None = None) -> KnownDevices:
+    return KnownDevices(cast(Coordinator, devices), ([] if said is None else said).append)
 
 
 def seconds(known: KnownDevices, taken: Capture, welcomes: dict[int, Welcome]) -> list[float]:
@@ -86,7 +86,9 @@ def test_a_session_measures_once_and_the_next_one_not_at_all(taken: Capture) -> 
 
 
 def test_two_workers_of_a_kind_have_one_profile_under_their_own_names(taken: Capture) -> None:
-    one, other = session(Devices({0: 1e-3, 1: 1e-3})).profiles(taken, BOTH)
+    said: list[str] = []
+    one, other = session(Devices({0: 1e-3, 1: 1e-3}), said).profiles(taken, BOTH)
+    assert said[:2] == ["taking a sample on a, b", "measuring 3 layers on a, b"]
     assert (one.name, one.memory_bytes, other.name, other.memory_bytes) == ("a", None, "b", 1000)
     assert replace(one, name="b", memory_bytes=1000) == other
 

@@ -135,7 +135,7 @@ def test_other_element_types(addresses: list[str], dtype: torch.dtype, tolerance
 
 
 def as_other_memory(x: Tensor) -> list[Tensor]:
-    """The same values channels last, as a window of something larger, mirrored in memory, and wanting gradients."""
+    """The same values channels last, as a window of something larger, column by column, and wanting gradients."""
     wide = torch.zeros(x.shape[0], x.shape[1] + 2, x.shape[2] + 3, x.shape[3] + 5)
     window = wide[:, 1:-1, 2:-1, 3:-2]
     window.copy_(x)
