@@ -18,7 +18,8 @@ Which messages worker k waits for depends on where the segment's inputs lie, and
                       first worker has no halo above, the last none below.
     another axis      every other worker owns a part in proportion to its speed: a gather of what k needs, less its own
     whole on worker m one message per input from m; nothing if k is m
-    graph inputs      come from HOME whenever they are read, outputs are gathered at HOME
+    graph inputs      come from HOME whenever they are read, outputs are gathered at HOME; a plan that a worker in the
+                      coordinator's own process answers alone has no messages (known of a finished plan only)
 
 Tensors without the layout's axis lie with every worker and cost nothing; parts of a reduction go from each worker to
 each.

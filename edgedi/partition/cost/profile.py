@@ -219,13 +219,15 @@ class ClusterProfile:
 
     ``links`` overrides ``link`` for single directions, keyed ``(source, target)`` with ``plan.HOME`` (-1) for the
     coordinator. ``home`` is the coordinator's own device, ``None`` where it was not measured (the fastest worker's
-    profile then stands in for it).
+    profile then stands in for it). ``local``: worker 0 is in the coordinator's own process, so that nothing is sent
+    where it answers alone.
     """
 
     devices: tuple[DeviceProfile, ...]
     link: LinkProfile = field(default_factory=LinkProfile)
     links: Links = field(default_factory=dict)
     home: DeviceProfile | None = None
+    local: bool = False
 
     def __post_init__(self) -> None:
         if not self.devices:
@@ -282,7 +284,8 @@ class ClusterProfile:
             for (source, target), link in self.links.items()
             if source in number and target in number
         }
-        return replace(self, devices=tuple(self.devices[worker] for worker in workers), links=links)
+        local = self.local and number.get(0) == 0
+        return replace(self, devices=tuple(self.devices[worker] for worker in workers), links=links, local=local)
 
     def to_json(self) -> str:
         """One JSON object as text."""
@@ -291,6 +294,7 @@ class ClusterProfile:
             "link": self.link.to_dict(),
             "links": [{"source": s, "target": t, **link.to_dict()} for (s, t), link in sorted(self.links.items())],
             "home": self.home.to_dict() if self.home else None,
+            "local": self.local,
         }
         return _dumps("cluster", values)
 
@@ -308,6 +312,7 @@ class ClusterProfile:
             link=LinkProfile.from_dict(_take(values, "cluster", "link", dict)),
             links=links,
             home=None if home is None else DeviceProfile.from_dict(home),
+            local=_take(values, "cluster", "local", bool, False),
         )
 
 
@@ -371,7 +376,7 @@ def _take(values: Any, what: str, key: str, kind: Any, default: Any = _REQUIRED)
     value = values.get(key, default)
     if value is _REQUIRED:
         raise ValueError(f"a {what} profile has a field {key!r}; this one has {', '.join(map(repr, values))}")
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"field {key!r} of a {what} profile cannot be {value!r}")
     return value
 

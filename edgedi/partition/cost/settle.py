@@ -20,8 +20,9 @@ def settled(model: CostModel, plan: Plan) -> Plan:
     """``plan`` with every segment's cost as lowered; ``PlanError`` where it cannot be lowered."""
     programs = lower_hiding(model, plan)
     tally = _Tally(model, plan, _head_starts(model, plan, programs))
+    in_process = model.cluster.local and programs.answers_alone(0)
     for program in programs.programs.values():
-        tally.add(program)
+        tally.add(program, receives=not in_process)
     segments = (replace(segment, cost=tally.cost(k)) for k, segment in enumerate(plan.segments))
     return replace(plan, segments=tuple(segments))
 
@@ -59,10 +60,11 @@ class _Tally:
         self._compute: dict[tuple[int, int], float] = defaultdict(float)
         self._received: dict[tuple[int, int], list[Recv]] = defaultdict(list)
 
-    def add(self, program: Program) -> None:
+    def add(self, program: Program, *, receives: bool = True) -> None:
+        """``receives``: whether what it receives has a price; within one process it has none."""
         me, waiting = program.participant, list[Recv]()
         for instruction in program.instructions:
-            if isinstance(instruction, Recv):
+            if isinstance(instruction, Recv) and receives:
                 waiting.append(instruction)
             elif isinstance(instruction, Run):
                 segment = self._of_layer[self._model.graph.position[instruction.piece.tensor]]

@@ -65,6 +65,8 @@ def _why_there(model: CostModel, segment: Segment, layout: Layout) -> str:
         return ""
     here = costs.pop(segment.on)
     other, cost = min(costs.items(), key=lambda item: item[1].total_s)
+    if model.cluster.local and segment.on == 0 and len(segment.layers) == len(model.graph.layers):
+        return "nothing is sent: worker 0 is in this process"
     if isclose(cost.total_s, here.total_s):
         return f"worker {other} would do as well"
     if cost.total_s < here.total_s:

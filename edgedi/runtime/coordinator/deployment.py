@@ -302,7 +302,9 @@ class Deployer:
             return self._given.subset(alive)
         welcomes = {link: self.welcomes[link] for link in alive}
         devices = self._devices.profiles(capture, welcomes)
-        return ClusterProfile(devices=devices, links=self._links.among(alive))
+        # In a stream the share's requests pass through its mailbox, like any worker's.
+        local = self._share is not None and alive[0] == 0 and self._objective == "latency"
+        return ClusterProfile(devices=devices, links=self._links.among(alive), local=local)
 
     @property
     def known_links(self) -> Links:

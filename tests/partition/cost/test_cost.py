@@ -167,6 +167,18 @@ def test_exchanges_by_hand(price: object, way: float) -> None:
         assert (first.cost.exchange_s, second.cost.exchange_s) == (scatter, halo + gather)
 
 
+def test_what_the_coordinators_own_process_answers_alone_is_sent_nowhere() -> None:
+    """Its link may be measured no better than another's; a plan that others take part in has the messages' price."""
+    graph = two_convolutions()
+    own = replace(cluster(latency_s=1), local=True)
+    alone = [Plan(num_workers=2, segments=(Segment(layers=Interval(0, 2), axis="whole", on=on),)) for on in (0, 1)]
+    both = Plan(num_workers=2, segments=(rows(0, 1), rows(1, 2)))
+    exchanges = [[s.cost.exchange_s for s in settled(CostModel(graph, own), each).segments] for each in (*alone, both)]
+    assert exchanges == [[0], [2], [1, 1]]
+    assert plan(graph, own, planner="single").segments[0].on == 0
+    assert sum(s.cost.exchange_s for s in settled(CostModel(graph, cluster(latency_s=1)), alone[0]).segments) == 2
+
+
 def test_a_change_of_axis_is_a_gather() -> None:
     b = Builder(1, 1, 8, 4)
     graph = b.graph(b.conv(b.conv("x", 2, name="a"), 2, name="b"))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -144,3 +145,11 @@ def test_a_subset_keeps_its_devices_and_links_under_new_numbers() -> None:
     assert found.devices == (cluster.devices[2], cluster.devices[1])
     assert dict(found.links) == {(-1, 0): slow, (0, 1): slower}
     assert cluster.subset((0, 1, 2)) == cluster
+
+
+def test_the_coordinators_own_process_stays_so_where_it_is_the_first() -> None:
+    cluster = replace(ClusterProfile.uniform(3), local=True)
+    assert [cluster.subset(workers).local for workers in ((0, 2), (2, 0), (1, 2))] == [True, False, False]
+    assert ClusterProfile.from_json(cluster.to_json()) == cluster
+    with pytest.raises(ValueError, match="'local' of a cluster profile cannot be 1"):
+        ClusterProfile.from_json(cluster.to_json().replace('"local": true', '"local": 1'))

@@ -58,6 +58,13 @@ def test_all_on_one_worker_is_held_against_the_best_plan_that_splits() -> None:
     assert why == f"alone: the best plan that splits {told}; worker 1 would do as well"
 
 
+def test_the_coordinators_own_process_is_chosen_as_nothing_is_sent_there() -> None:
+    cluster = replace(ClusterProfile.uniform(2, flops_per_s=1e11, latency_s=0.01), local=True)
+    far = cluster.with_links({(-1, 0): LinkProfile(latency_s=0.02), (0, -1): LinkProfile(latency_s=0.02)})
+    (why,) = reasons(oodp(vgg16(64), far))
+    assert why.endswith("; nothing is sent: worker 0 is in this process")
+
+
 def test_one_worker_that_is_only_worth_a_trial_says_so() -> None:
     graph, cluster = chain(), ClusterProfile.uniform(2, flops_per_s=4e8)
     quickest, *others = contenders(graph, cluster)
