@@ -20,10 +20,14 @@ _WIDTH = 16
 _ELEMENT_BYTES = 4
 
 
-COLD = 2.0
-"""In a network code and data of an exchange lie cold in the caches, here warm. With a computation on 4 MB before each
-send a trip took two to three times as long; but that must be subtracted again, and what is left is mostly noise. Not so
-on emulated devices whose work counts what it takes with warm caches."""
+COLD = 5.0
+"""How many times what it takes here a message takes in a network, where code and data of an exchange lie cold in the
+caches, and the others are not done at the same moment. With a computation on 4 MB before each send a trip took two to
+three times as long, but that must be subtracted again, and what is left is mostly noise; with twice, plans for local
+workers took up to a quarter longer than predicted, and longer than plans with fewer exchanges. Not so on emulated
+devices whose work counts what it takes with warm caches."""
+COLD_AT_MOST_S = 3e-4
+"""No more is added than this: it is the processors' and the caches' time, and a slow link is slow by itself."""
 
 _X, _Y = Piece("x"), Piece("y")
 
@@ -70,7 +74,8 @@ def link_of_trips(one_way_s: Mapping[int, float], *, cold: float = COLD) -> Link
     """
     (small, small_s), (large, large_s) = sorted(one_way_s.items())
     per_byte_s = max((large_s - small_s) / (large - small), 1 / MOST_BYTES_PER_S)
-    fixed_s = cold * max(small_s - per_byte_s * small, LEAST_S)
+    warm_s = max(small_s - per_byte_s * small, LEAST_S)
+    fixed_s = min(cold * warm_s, warm_s + COLD_AT_MOST_S)
     return LinkProfile(latency_s=fixed_s / 2, bytes_per_s=1 / per_byte_s, message_cpu_s=fixed_s / 4)
 
 

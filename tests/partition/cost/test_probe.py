@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgedi.partition.cost.probe import COLD, link_of_trips, links_along, probe_programs
+from edgedi.partition.cost.probe import COLD, COLD_AT_MOST_S, link_of_trips, links_along, probe_programs
 from edgedi.partition.cost.profile import LinkProfile
 from edgedi.partition.plan.plan import HOME
 from edgedi.partition.plan.program import Recv, Send
@@ -63,17 +63,28 @@ def test_a_row_of_no_such_size(row_bytes: int) -> None:
 @given(fixed_s=st.floats(2e-5, 1e-2), bytes_per_s=st.floats(1e5, 1e10))
 def test_a_link_gives_back_what_its_trips_took(fixed_s: float, bytes_per_s: float) -> None:
     trips = {size: fixed_s + size / bytes_per_s for size in (4096, 262_144)}
-    link = link_of_trips(trips)
+    link = link_of_trips(trips, cold=1.0)
     for size, seconds in trips.items():
-        warm_s = (link.latency_s + 2 * link.message_cpu_s) / COLD + size / link.bytes_per_s
-        assert warm_s == pytest.approx(seconds, rel=1e-6)
+        assert link.latency_s + 2 * link.message_cpu_s + size / link.bytes_per_s == pytest.approx(seconds, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("warm_s", "cold_s"),
+    [(2e-5, COLD * 2e-5), (5e-5, COLD * 5e-5), (1e-4, 1e-4 + COLD_AT_MOST_S), (3e-2, 3e-2 + COLD_AT_MOST_S)],
+)
+def test_in_a_network_a_message_takes_longer_by_what_caches_cost_and_no_more(warm_s: float, cold_s: float) -> None:
+    trips = {size: warm_s + size / 1e9 for size in (4096, 262_144)}
+    link = link_of_trips(trips)
+    assert link.latency_s + 2 * link.message_cpu_s == pytest.approx(cold_s, rel=1e-6)
+    assert link.bytes_per_s == pytest.approx(1e9, rel=1e-6)
 
 
 @given(st.floats(0, 1e-2), st.floats(0, 1e-2))
 def test_noise_never_makes_a_link_that_costs_nothing(small_s: float, large_s: float) -> None:
     link = link_of_trips({4096: small_s, 262_144: large_s})
     warm = link_of_trips({4096: small_s, 262_144: large_s}, cold=1.0)
-    assert (COLD * warm.latency_s, COLD * warm.message_cpu_s) == (link.latency_s, link.message_cpu_s)
+    assert warm.latency_s < link.latency_s <= COLD * warm.latency_s * (1 + 1e-9)
+    assert warm.message_cpu_s < link.message_cpu_s <= COLD * warm.message_cpu_s * (1 + 1e-9)
     assert warm.bytes_per_s == link.bytes_per_s
     assert link.latency_s > 0
     assert link.message_cpu_s > 0
