@@ -38,8 +38,9 @@ from edgedi.transforms.prices import Profile, prices_of
 from edgedi.transforms.prune.prune import prune_step
 from edgedi.transforms.recover.recover import recover_step
 from edgedi.transforms.replace.replace import replace_step
-from edgedi.transforms.report import Compaction, Size, Step, changes, missed
+from edgedi.transforms.report import Compaction, Step, changes, missed
 from edgedi.transforms.score import Metric, Score, forgiving
+from edgedi.transforms.size import Size
 from edgedi.transforms.store import Slot, Store
 from edgedi.transforms.task import Budget, Loss, Outcome, Point, Say, Task
 

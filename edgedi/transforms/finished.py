@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from edgedi.transforms.edits import plain_of, redo, value_of
-from edgedi.transforms.report import Size, Step
+from edgedi.transforms.report import Step
 from edgedi.transforms.score import Score
+from edgedi.transforms.size import Size
 from edgedi.transforms.store import Slot
 from edgedi.transforms.task import Edit, Point
 

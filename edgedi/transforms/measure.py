@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgedi.transforms.report import LayerSize, Size
+from edgedi.transforms.size import LayerSize, Size
 
 
 def answer_of(model: nn.Module, arguments: tuple[Any, ...]) -> Any:

@@ -6,32 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgedi.transforms.score import Score
+from edgedi.transforms.size import LayerSize, Size
 from edgedi.transforms.task import Point
 
 MOST_TOLD = 5
 """Layers left alone that a line names, and networks on the way that an error lists besides the first and the last."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
-    """What a layer or a network holds and costs."""
-
-    parameters: int = 0
-    macs: int = 0
-    """Multiplications with additions of one run on the example inputs: convolutions and matrix products."""
-    num_bytes: int = 0
-    """Of parameters and buffers."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerSize:
-    """One module with parameters or buffers of its own."""
-
-    name: str
-    kind: str
-    width: str
-    """Inputs and outputs, "64 -> 128"; "" where the module has none."""
-    size: Size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

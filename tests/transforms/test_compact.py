@@ -17,7 +17,7 @@ from edgedi.runtime.execution.reference import InProcess
 from edgedi.transforms.compact import compact
 from edgedi.transforms.exact import simplify as module
 from edgedi.transforms.measure import difference
-from edgedi.transforms.report import LayerSize, Size
+from edgedi.transforms.size import LayerSize, Size
 from tests.exactness import TOLERANCE, relative
 from tests.networks import FAMILIES, ODD_SIZE, TRANSFORMERS, build, noise_for
 from tests.plans import axis_plan

@@ -7,8 +7,9 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from edgedi.transforms.report import Compaction, LayerChange, LayerSize, Size, Step
+from edgedi.transforms.report import Compaction, LayerChange, Step
 from edgedi.transforms.score import Score
+from edgedi.transforms.size import LayerSize, Size
 
 FORMAT, VERSION = "edgedi-compaction", 1
 

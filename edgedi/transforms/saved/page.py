@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from edgedi.pages.document import document
 from edgedi.pages.markup import Markup, element
 from edgedi.pages.parts import cards, details, legend, section, swatch, table
-from edgedi.transforms.report import Compaction, Size, Step
+from edgedi.transforms.report import Compaction, Step
 from edgedi.transforms.saved.figures import curve_chart, has_outputs, score_text, step_colours, widths_chart
 from edgedi.transforms.score import Score
+from edgedi.transforms.size import Size
 
 
 def compaction_page(compaction: Compaction, name: str, json_text: str) -> str:

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from edgedi.transforms.report import Compaction, LayerChange, LayerSize, Size, Step
+from edgedi.transforms.report import Compaction, LayerChange, Step
 from edgedi.transforms.saved.as_json import compaction_json
 from edgedi.transforms.saved.page import compaction_page
 from edgedi.transforms.score import Score
+from edgedi.transforms.size import LayerSize, Size
 from edgedi.transforms.task import Point
 from tests.bench.html.reading import Element, read
 
