@@ -23,6 +23,8 @@ DATA = ("calibration", "train", "validate")
 BESIDES = ("metric", "loss", "example_inputs")
 _OPTIONS = ("steps", "tolerance", "method", "target", "scar_ratio", "budget_s", "seed", "checkpoint")
 """Those that are handed on as they are, where they were given."""
+_TARGETS = ("macs", "parameters")
+"""What --target may be of: the command starts without what ``compact`` needs."""
 _DEFAULT_SHAPE = (1, 3, 224, 224)
 
 
@@ -50,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
                       "without labels to tell 0.03 of the answers; 0.01 is one point of accuracy)")  # fmt: skip
     made.add_argument("--target", type=_target, metavar="SHARE", help="of the original's multiplications, reached "
                       "whatever the metric says, or an error (--method l1 goes as far as the metric allows); 0.5 is "
-                      "half (default: as few as the metric allows)")  # fmt: skip
+                      "half, parameters=0.1 a tenth of the parameters, macs=0.2,parameters=0.1 asks for both "
+                      "(default: as few as the metric allows)")  # fmt: skip
     made.add_argument("--method", choices=("reconstruct", "l1"), help="how layers are narrowed: by what others can "
                       "make up for (default), or the published rule")  # fmt: skip
     made.add_argument("--scar-ratio", type=_ratio, metavar="RATIO", help="of SCAR blocks: 4, 8, or auto, each layer "
@@ -186,10 +189,13 @@ def _seconds(text: str) -> float:
 
 
 def _target(text: str) -> dict[str, float]:
-    value = _number(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0, at most 1")
-    return {"macs": value}
+    pairs = [part.split("=", 1) for part in text.split(",")] if "=" in text else [["macs", text]]
+    if any(len(pair) != 2 or pair[0].strip() not in _TARGETS for pair in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {' or '.join(f'{name}=SHARE' for name in _TARGETS)}")
+    for _, share in pairs:
+        if not 0 < _number(share) <= 1:
+            raise argparse.ArgumentTypeError(f"{share!r} is not a share above 0, at most 1")
+    return {name.strip(): _number(share) for name, share in pairs}
 
 
 def _ratio(text: str) -> int | str:

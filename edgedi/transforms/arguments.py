@@ -24,6 +24,7 @@ from edgedi.transforms.score import (
     judge_by_metric,
     judging_once,
 )
+from edgedi.transforms.size import Size, Target
 from edgedi.transforms.store import Store, digest_of, digest_of_model
 from edgedi.transforms.task import Budget, Loss, Prices, Say, Task
 
@@ -40,6 +41,8 @@ BOUNDS: Mapping[str, tuple[str, ...]] = {
 }
 """The arguments of which one says how far a step may go: it changes nothing without."""
 
+TARGETS = ("macs", "parameters")
+"""What a target may be of: the names that ``Target`` and ``Size`` have for it."""
 FITTED = "reconstruct"
 METHODS = (FITTED, "l1")
 LIKENESS = 0.97
@@ -152,21 +155,32 @@ def check_method(method: Any, steps: Sequence[str], validate: Any) -> None:
         raise ValueError("method='l1' drops filters until validation falls: pass validate=...")
 
 
-def share_of(target: Any, steps: Sequence[str]) -> float | None:
-    """The share of the original's MACs that is asked for."""
+def shares_of(target: Any, steps: Sequence[str]) -> dict[str, float]:
+    """The shares of the original's MACs and parameters that are asked for; none without ``target``."""
     if target is None:
-        return None
-    if not isinstance(target, Mapping) or list(target) != ["macs"]:
-        raise ValueError(f'target is {target!r}; give {{"macs": 0.5}} for half of the multiplications')
-    share = target["macs"]
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-        raise ValueError(f"target['macs'] is {share!r}; give a share of the original's, more than 0 and at most 1")
+        return {}
+    if not isinstance(target, Mapping) or not target or not set(target) <= set(TARGETS):
+        raise ValueError(
+            f'target is {target!r}; give {{"macs": 0.5}} for half of the multiplications, {{"parameters": 0.1}} for a '
+            "tenth of the parameters, or both"
+        )
+    for name, share in target.items():
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise ValueError(
+                f"target[{name!r}] is {share!r}; give a share of the original's, more than 0 and at most 1"
+            )
     if not {"prune", "scar"} & set(steps):
         raise ValueError(
             "target needs the step 'prune' or 'scar', which make layers smaller: pass calibration=... or train=..., "
             "and name the step if you give steps"
         )
-    return float(share)
+    return {name: float(target[name]) for name in TARGETS if name in target}
+
+
+def target_of(shares: Mapping[str, float], size: Size) -> Target | None:
+    """The ``shares`` of an original of ``size``; ``None`` where there are none."""
+    asked = {name: round(share * getattr(size, name)) for name, share in shares.items()}
+    return Target(**asked) if asked else None
 
 
 def _has_one(names: Sequence[str], given: Mapping[str, Any]) -> bool:
@@ -191,7 +205,7 @@ def task_of(
     scar_ratio: int | str,
     seed: int,
     method: str,
-    target_macs: int | None,
+    target: Target | None,
     prices: Prices,
 ) -> Task:
     """What every step is given, but for what it is judged by: see ``judged``."""
@@ -208,7 +222,7 @@ def task_of(
         validate=None if validate is None else Data(
             validate, "validate", num_arguments=many, labelled=True, ordered=True
         ),
-        scar_ratio=ratio_of(scar_ratio), seed=seed, method=method, target_macs=target_macs, prices=prices,
+        scar_ratio=ratio_of(scar_ratio), seed=seed, method=method, target=target, prices=prices,
     )  # fmt: skip
     for data in (task.calibration, task.train, task.validate):
         if data is not None:

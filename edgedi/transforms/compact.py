@@ -26,21 +26,22 @@ from edgedi.transforms.arguments import (
     fall_of,
     judged,
     say_of,
-    share_of,
+    shares_of,
     steps_of,
     store_of,
+    target_of,
     task_of,
 )
 from edgedi.transforms.exact.simplify import simplify_step
 from edgedi.transforms.finished import Finished
 from edgedi.transforms.measure import difference, measured
-from edgedi.transforms.prices import Profile, prices_of
+from edgedi.transforms.prices import Profile, prices_for, prices_of
 from edgedi.transforms.prune.prune import prune_step
 from edgedi.transforms.recover.recover import recover_step
 from edgedi.transforms.replace.replace import replace_step
 from edgedi.transforms.report import Compaction, Step, changes, missed
 from edgedi.transforms.score import Metric, Score, forgiving
-from edgedi.transforms.size import Size
+from edgedi.transforms.size import Size, Target
 from edgedi.transforms.store import Slot, Store
 from edgedi.transforms.task import Budget, Loss, Outcome, Point, Say, Task
 
@@ -89,9 +90,9 @@ def compact(
     * "prune" trains nothing: channels that others can make up for go, and the layers that read them are fitted to what
       the original's make (``method`` "reconstruct"). It needs ``calibration``, or takes inputs of ``train``. The
       narrowest network found that scores enough is taken; with ``target``, as {"macs": 0.5} for half of the original's
-      multiplications, that one whatever it scores. ``method`` "l1" is the published rule, to compare with: filters by
-      their weights' sums, without a fit, as long as ``validate`` allows, target or not; "recover" then trains what it
-      left and narrows nothing.
+      multiplications, {"parameters": 0.1} for a tenth of its parameters or both, that one whatever it scores.
+      ``method`` "l1" is the published rule, to compare with: filters by their weights' sums, without a fit, as long as
+      ``validate`` allows, target or not; "recover" then trains what it left and narrows nothing.
     * "scar" puts SCAR blocks in the place of wide convolutions, where they cost less: each is fitted to its layer, then
       the network is trained, with all blocks, then with half as many, those that save most for their error, and so on
       until the metric holds; what lies between is not tried. A block has no bias but in its last layer, where that of
@@ -118,7 +119,8 @@ def compact(
     fits of "scar" stop at the budget: it is reached however long that takes, and training has what is left.
 
     ``cost`` says where to save first: multiplications count the same everywhere ("macs"), or as long as devices were
-    measured to take for them, by a ``ClusterProfile`` of this model such as ``session.profile``.
+    measured to take for them, by a ``ClusterProfile`` of this model such as ``session.profile``. Where ``target``
+    counts parameters, those that a multiplication stands for count besides, or alone.
 
     ``checkpoint``: a folder in which a run keeps what it has, after each step and once a minute. Called again with the
     same arguments, a run that was killed goes on there. Without ``budget_s`` it ends with the same network as if it had
@@ -146,7 +148,7 @@ def compact(
     given = {"calibration": calibration, "train": train, "validate": validate, "target": target}
     chosen = steps_of(steps, given)
     check_method(method, chosen, validate)
-    share = share_of(target, chosen)
+    shares = shares_of(target, chosen)
     if "prune" in chosen:
         check_prunable(model)
     expected, layers, size = _first_run(model, arguments)
@@ -154,12 +156,12 @@ def compact(
     task = task_of(
         model, arguments, say, calibration=calibration, train=train, validate=validate, loss=loss,
         budget=budget, scar_ratio=scar_ratio, seed=seed, method=method,
-        target_macs=None if share is None else round(share * size.macs), prices=prices_of(cost, model, arguments),
+        target=target_of(shares, size), prices=prices_for(shares, prices_of(cost, model, arguments), layers, size),
     )  # fmt: skip
     task = judged(task, metric, validate, fall)
     settings = {
         "steps": chosen, "tolerance": fall, "seed": seed, "budget_s": budget_s, "metric": metric, "loss": loss,
-        "method": method, "target": share, "scar_ratio": scar_ratio, "prices": dict(task.prices),
+        "method": method, "target": shares, "scar_ratio": scar_ratio, "prices": dict(task.prices),
     }  # fmt: skip
     store = store_of(checkpoint, model, arguments, settings, task)
     task = replace(
@@ -173,14 +175,14 @@ def compact(
         score=task.score,
         curve=_curve(task.score, size, done),
     )
-    return _told(copy.deepcopy(model) if small is model else small, compaction, task.target_macs)
+    return _told(copy.deepcopy(model) if small is model else small, compaction, task.target)
 
 
-def _told(small: nn.Module, compaction: Compaction, target_macs: int | None) -> nn.Module:
+def _told(small: nn.Module, compaction: Compaction, target: Target | None) -> nn.Module:
     """``small`` with its ``compaction``; ``CompactionError`` where it is larger than was asked for."""
     small.compaction = compaction
-    if target_macs is not None and compaction.steps[-1].after.macs > target_macs:
-        raise CompactionError(missed(compaction, target_macs), best=small, curve=compaction.curve)
+    if target is not None and not target.reached(compaction.steps[-1].after):
+        raise CompactionError(missed(compaction, target), best=small, curve=compaction.curve)
     return small
 
 
@@ -201,7 +203,7 @@ def _carried_out(
             break
         own, later = store.within(f"{place}-{name}"), chosen[place + 1 :]
         own_task = replace(task, store=own, recovers="recover" in later, exact=_is_exact(done))
-        if name == "prune" and task.target_macs is None and {"scar", "recover"} & set(later):
+        if name == "prune" and task.target is None and {"scar", "recover"} & set(later):
             own_task = replace(own_task, budget=_share(task.budget, done))
         small, finished = _run(name, small, own_task, now, expected, _spent_s(own.slot("begun"), store))
         done.append(finished)
@@ -217,7 +219,7 @@ def _is_exact(done: Sequence[Finished]) -> bool:
 
 
 def _misses(task: Task, size: Size) -> bool:
-    return task.target_macs is not None and size.macs > task.target_macs
+    return task.target is not None and not task.target.reached(size)
 
 
 def _share(budget: Budget, done: Sequence[Finished]) -> Budget:

@@ -45,9 +45,14 @@ def measured(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, tuple[L
     return answer, layers, total
 
 
+def size_of(model: nn.Module, arguments: tuple[Any, ...]) -> Size:
+    """Of the whole network, by one run."""
+    return measured(model, arguments)[2]
+
+
 def macs_of(model: nn.Module, arguments: tuple[Any, ...]) -> int:
     """Of one run."""
-    return measured(model, arguments)[2].macs
+    return size_of(model, arguments).macs
 
 
 def difference(found: Any, expected: Any) -> float:

@@ -1,4 +1,4 @@
-"""What a multiplication costs in each layer: the same everywhere, or what devices were measured to take."""
+"""What a multiplication costs in each layer: the same everywhere, what devices were measured to take, or parameters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from edgedi.transforms.exact.traced import Layer, trace
 from edgedi.transforms.measure import measured
+from edgedi.transforms.size import LayerSize, Size
 from edgedi.transforms.task import SAME, Prices
 
 _FUSED = 6
@@ -47,6 +48,25 @@ def prices_of(cost: Any, model: nn.Module, arguments: tuple[Any, ...]) -> Prices
         raise ValueError("cost is a profile of another model: none of its layers is one of this model's")
     usual = sum(known.values()) / sum(macs[name] for name in known)
     return {name: each / macs[name] / usual for name, each in known.items()}
+
+
+def prices_for(shares: Mapping[str, float], prices: Prices, layers: Sequence[LayerSize], size: Size) -> Prices:
+    """``prices``, and where a target of ``shares`` counts parameters those that a multiplication of a layer stands for.
+
+    Narrower layers and blocks save about the same share of a layer's parameters as of its multiplications. What is to
+    be saved of each sort, of ``size``, counts as much as all that is to be saved of the other.
+    """
+    less = {name: 1 - share for name, share in shares.items() if share < 1}
+    if "parameters" not in less:
+        return prices
+    whole = sum(1 / share for share in less.values())
+    macs, parameters = (1 / less[name] / whole if name in less else 0.0 for name in ("macs", "parameters"))
+    held = {
+        layer.name: (layer.size.parameters / size.parameters) / (layer.size.macs / size.macs)
+        for layer in layers
+        if layer.size.macs
+    }
+    return {name: macs * prices.get(name, 1.0) + parameters * each for name, each in held.items()}
 
 
 def _mean_seconds(profile: Profile) -> dict[str, float]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgedi.transforms.score import Score
-from edgedi.transforms.size import LayerSize, Size
+from edgedi.transforms.size import LayerSize, Size, Target
 from edgedi.transforms.task import Point
 
 MOST_TOLD = 5
@@ -107,13 +107,14 @@ def _effort(step: Step) -> str:
     return f"{step.seconds:.1f} s{trained}"
 
 
-def missed(report: Compaction, target_macs: int) -> str:
-    """What is said where the steps came to more MACs than ``target_macs``."""
-    steps, last = ", ".join(step.name for step in report.steps), report.steps[-1].after
+def missed(report: Compaction, target: Target) -> str:
+    """What is said where the steps came to more than ``target``."""
+    steps, against = ", ".join(step.name for step in report.steps), target.against(report.steps[-1].after)
     points = sorted({point.macs: point.score for point in report.curve}.items(), reverse=True)
     scores = ", ".join(f"{macs:,} MACs score {score:.4g}" for macs, score in _spread(points, MOST_TOLD + 2))
     notes = [f"{step.name}: {step.told}" for step in report.steps if step.told]
-    came = f"target is {target_macs:,} MACs, and {steps} came to {last.macs:,}"
+    most = " and ".join(f"{most:,} {unit}" for _, most, unit in against)
+    came = f"target is {most}, and {steps} came to {' and '.join(f'{now:,}' for now, _, _ in against)}"
     return "; ".join([came, scores or "nothing says what that scores", *notes])
 
 

@@ -1,4 +1,4 @@
-"""What layers and networks hold and cost."""
+"""What layers and networks hold and cost, and the most that a network may."""
 
 from __future__ import annotations
 
@@ -25,3 +25,20 @@ class LayerSize:
     width: str
     """Inputs and outputs, "64 -> 128"; "" where the module has none."""
     size: Size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The most that a network may cost and hold in the end; ``None`` where nothing is asked."""
+
+    macs: int | None = None
+    parameters: int | None = None
+
+    def reached(self, size: Size) -> bool:
+        """Whether a network of ``size`` is small enough."""
+        return all(now <= most for now, most, _ in self.against(size))
+
+    def against(self, size: Size) -> tuple[tuple[int, int, str], ...]:
+        """Of all that is asked: what a network of ``size`` has, the most that it may have, and of what."""
+        asked = ((size.macs, self.macs, "MACs"), (size.parameters, self.parameters, "parameters"))
+        return tuple((now, most, unit) for now, most, unit in asked if most is not None)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from edgedi.transforms.data import Data
 from edgedi.transforms.score import Judge, Score
+from edgedi.transforms.size import Target
 from edgedi.transforms.store import NOWHERE, Store
 
 Prices = Mapping[str, float]
@@ -103,7 +104,8 @@ class Task:
     least_score: float = float("-inf")
     """What a step's result must score: the original's score less the tolerance."""
     loss: Loss | None = None
-    target_macs: int | None = None
+    target: Target | None = None
+    """To be reached whatever that scores."""
     prices: Prices = field(default_factory=lambda: SAME)
     """What a multiplication costs in each layer: where to save first."""
     scar_ratio: int | None = None

@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 import edgedi
+from edgedi.cli import compact as command
 from edgedi.cli.compact import main
+from edgedi.transforms.arguments import TARGETS
 from edgedi.transforms.saved.folder import EXPORTED, PAGE, PROGRAM, REPORT, WEIGHTS
 from tests.bench.html.reading import read
 from tests.cli import tiny_networks
@@ -116,6 +118,9 @@ def test_a_folder_with_something_in_it_is_left_alone_without_force(tmp_path: Pat
         ([*DEAD, "--tolerance", "nan"], ["'nan' is not a number from 0 up"]),
         ([*DEAD, "--target", "50%"], ["'50%' is not a share above 0, at most 1"]),
         ([*DEAD, "--target", "0"], ["'0' is not a share above 0, at most 1"]),
+        ([*DEAD, "--target", "parameters=2"], ["'2' is not a share above 0, at most 1"]),
+        ([*DEAD, "--target", "macs=0.5,0.1"], ["'macs=0.5,0.1' is not macs=SHARE or parameters=SHARE"]),
+        ([*DEAD, "--target", "bytes=0.5"], ["'bytes=0.5' is not macs=SHARE or parameters=SHARE"]),
         ([*DEAD, "--method", "l2"], ["invalid choice: 'l2'", "reconstruct", "l1"]),
         ([*DEAD, "--scar-ratio", "16"], ["'16' is not 4, 8 or auto"]),
         ([*DEAD, "--budget", "0"], ["'0' is not a number of seconds above 0"]),
@@ -155,6 +160,10 @@ def test_a_wrong_option_says_what_is_accepted(options: list[str], words: list[st
         (
             [*TAUGHT, "tiny_networks:taught", "--steps", "prune", "--target", "0.001"],
             ["target is 203 MACs, and prune came to ", "MACs score 1,"],
+        ),
+        (
+            [*TAUGHT, "tiny_networks:taught", "--steps", "prune", "--target", "macs=0.9, parameters=0.001"],
+            [" MACs and ", " parameters, and prune came to ", "MACs score 1,"],
         ),
     ],
 )
@@ -203,3 +212,7 @@ def test_an_interrupted_run_says_so_and_leaves_no_folder(number: int, tmp_path: 
     assert process.returncode == 130
     assert said.splitlines()[-1] == "edgedi-compact: interrupted"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_names_all_that_a_target_may_be_of():
+    assert command._TARGETS == TARGETS

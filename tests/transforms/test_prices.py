@@ -7,13 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from edgedi import ClusterProfile
 from edgedi.partition.capture.capture import capture_model
 from edgedi.partition.cost.profile import DeviceProfile, LayerProfile
 from edgedi.transforms.compact import compact
-from edgedi.transforms.prices import prices_of
+from edgedi.transforms.measure import measured
+from edgedi.transforms.prices import prices_for, prices_of
 from edgedi.transforms.prune.allocate import LayerCost, Steps, path_of
 from edgedi.transforms.replace.candidates import Option, in_order
 
@@ -83,6 +86,40 @@ def test_the_dearer_layer_gives_up_channels_first():
 
 
 def test_blocks_go_first_where_multiplications_are_dear():
-    options = [Option(name=name, ratio=8, saved=100, error=0.1) for name in ("early", "late")]
+    options = [Option(name=name, ratio=8, saved=100, error=0.1, saved_parameters=0) for name in ("early", "late")]
     assert [option.name for option in in_order(options, {"late": 2.0})] == ["late", "early"]
     assert [option.name for option in in_order(options, {"late": 0.5})] == ["early", "late"]
+
+
+# --- targets of parameters --------------------------------------------------------------------------------------------
+
+
+def wide_early_deep_late() -> tuple[nn.Module, torch.Tensor]:
+    """160 and 584 parameters, of which 144 and 576 weights; on 144 and 9 positions."""
+    model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4), nn.Conv2d(8, 8, 3, padding=1))
+    return model.eval(), torch.randn(1, 2, 12, 12)
+
+
+def prices_with(shares: dict[str, float], prices: dict[str, float]) -> dict[str, float]:
+    model, x = wide_early_deep_late()
+    _, layers, size = measured(model, (x,))
+    return dict(prices_for(shares, prices, layers, size))
+
+
+@pytest.mark.parametrize("shares", [{}, {"macs": 0.3}, {"macs": 0.3, "parameters": 1.0}])
+def test_where_no_parameters_are_to_go_prices_stay(shares: dict[str, float]):
+    assert prices_with(shares, {"0": 2.5}) == {"0": 2.5}
+
+
+def test_where_only_parameters_are_to_go_multiplications_are_as_dear_as_what_they_stand_for():
+    macs, parameters = {"0": 144 * 144, "3": 9 * 576}, {"0": 152, "3": 584}
+    whole = {"macs": sum(macs.values()), "parameters": sum(parameters.values())}
+    expected = {name: parameters[name] / whole["parameters"] * whole["macs"] / macs[name] for name in macs}
+    assert prices_with({"parameters": 0.5}, {"0": 2.5}) == pytest.approx(expected)
+
+
+@given(st.floats(0.01, 0.99), st.floats(0.01, 0.99))
+def test_both_sorts_count_by_the_share_that_is_to_go(macs: float, parameters: float):
+    alone, both = prices_with({"parameters": 0.5}, {}), prices_with({"macs": macs, "parameters": parameters}, {})
+    weight = (1 - parameters) / (1 - macs)  # of one part in a hundred of the multiplications, against parameters
+    assert both == pytest.approx({name: (weight * 1 + each) / (weight + 1) for name, each in alone.items()})

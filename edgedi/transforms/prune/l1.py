@@ -19,16 +19,17 @@ from torch import nn
 from edgedi.transforms.prune.cut import TRANSPOSED, Array, Group, Narrow, is_one_to_one, narrow
 from edgedi.transforms.prune.groups import groups_of
 from edgedi.transforms.prune.path import layer_costs
+from edgedi.transforms.size import Size
 from edgedi.transforms.store import digest_of_model
 from edgedi.transforms.task import Outcome, Point, Task
 
 
 def prune_by_l1(model: nn.Module, task: Task) -> Outcome:
-    """Until all layers are locked, ``task.target_macs`` is reached, however long that takes, or the time is over."""
+    """Until all layers are locked, ``task.target`` is reached, however long that takes, or the time is over."""
     groups, left_alone = groups_of(model, task.arguments)
     rule = _Rule(model, task, groups)
     rule.run()
-    misses = task.target_macs is not None and not rule.is_over
+    misses = task.target is not None and not rule.is_over
     stopped = "one filter less of any layer scores too little, or it has but one: a larger tolerance goes further"
     return Outcome(
         model=rule.small, edits=() if rule.small is model else (rule.edit(rule.gone),),
@@ -99,8 +100,13 @@ class _Rule:
     @property
     def is_over(self) -> bool:
         """Whether the target is reached; the time over, where there is none."""
-        target = self._task.target_macs
-        return self._task.budget.left_s <= 0 if target is None else self._macs(self.gone) <= target
+        target = self._task.target
+        return self._task.budget.left_s <= 0 if target is None else target.reached(self._size)
+
+    @property
+    def _size(self) -> Size:
+        parameters = sum(tensor.numel() for tensor in self.small.parameters())
+        return Size(parameters=parameters, macs=self._macs(self.gone))
 
     def _macs(self, gone: Mapping[str, int]) -> int:
         return round(sum(cost.left(gone) for cost in self._costs))

@@ -19,6 +19,7 @@ from edgedi.transforms.prune.groups import groups_of
 from edgedi.transforms.prune.moments import Moments, moments_of
 from edgedi.transforms.prune.probe import Probe
 from edgedi.transforms.prune.refit import Teacher, together
+from edgedi.transforms.size import Size
 from edgedi.transforms.store import NOWHERE, Slot, Store, digest_of_model
 from edgedi.transforms.task import SAME, Budget, Prices, Say
 
@@ -54,6 +55,11 @@ class Path:
     def macs(self, index: int) -> int:
         """Of one run on the example inputs."""
         return round(self.widths[index].macs)
+
+    def size(self, index: int) -> Size:
+        """Of point ``index``: its parameters are counted, as biases do not shrink as weights do."""
+        small = self.edit(index).apply(copy.deepcopy(self.model), self.arguments)
+        return Size(parameters=sum(tensor.numel() for tensor in small.parameters()), macs=self.macs(index))
 
 
 def find_path(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from bisect import bisect_left
 
 from torch import nn
 
 from edgedi.errors import CompactionError
 from edgedi.transforms.data import MOST_KEPT
-from edgedi.transforms.measure import macs_of
+from edgedi.transforms.measure import size_of
 from edgedi.transforms.prune.l1 import prune_by_l1
 from edgedi.transforms.prune.path import Path, find_path
+from edgedi.transforms.size import Target
 from edgedi.transforms.store import digest_of, digest_of_model
 from edgedi.transforms.task import Budget, Outcome, Point, Task
 
@@ -21,21 +23,21 @@ SHOWN = 5
 
 
 def prune_step(model: nn.Module, task: Task) -> Outcome:
-    """The narrowest network that scores ``task.least_score``, or the one of ``task.target_macs``; the narrowest of all
+    """The narrowest network that scores ``task.least_score``, or the one of ``task.target``; the narrowest of all
     where that is not narrow enough."""
-    if task.target_macs is not None and macs_of(model, task.arguments) <= task.target_macs:
+    if task.target is not None and task.target.reached(size_of(model, task.arguments)):
         return Outcome(model=model)
     if task.method == "l1":
         return prune_by_l1(model, task)
-    if task.judge is None and task.target_macs is None:
+    if task.judge is None and task.target is None:
         return Outcome(model=model, note="nothing says how narrow it may be: pass validate, calibration or target")
     # A target is to be reached, however long that takes.
-    path = _path(model, task, task.budget if task.target_macs is None else Budget(None))
+    path = _path(model, task, task.budget if task.target is None else Budget(None))
     if len(path.widths) == 1:
         return Outcome(model=model, note="no width can change", left_alone=path.left_alone)
-    if task.target_macs is None:
+    if task.target is None:
         return _searched(path, task)
-    index = _first_within(path, task.target_macs)
+    index = _first_within(path, task.target)
     return _narrowest(path, task) if index is None else _Tried(path, task).outcome(index)
 
 
@@ -44,7 +46,7 @@ def narrow_to(model: nn.Module, task: Task, macs: int) -> Outcome:
     that there is for looking at groups.
     """
     path = _path(model, task, task.budget)
-    index = _first_within(path, macs)
+    index = _first_within(path, Target(macs=macs))
     if index is None:
         raise CompactionError(f"the narrowest network has {path.macs(len(path.widths) - 1):,} MACs, not {macs:,}")
     return _Tried(path, task).outcome(index)
@@ -59,9 +61,11 @@ def _path(model: nn.Module, task: Task, budget: Budget) -> Path:
     )  # fmt: skip
 
 
-def _first_within(path: Path, macs: int) -> int | None:
-    """The widest point of at most ``macs``."""
-    return next((i for i in range(len(path.widths)) if path.macs(i) <= macs), None)
+def _first_within(path: Path, target: Target) -> int | None:
+    """The widest point that reaches ``target``."""
+    points = range(len(path.widths))
+    first = bisect_left(points, True, key=lambda i: target.reached(path.size(i)))
+    return first if first < len(points) else None
 
 
 def _narrowest(path: Path, task: Task) -> Outcome:

@@ -64,7 +64,7 @@ def _narrow(model: nn.Module, task: Task, macs: int) -> Outcome:
 
 def recover(model: nn.Module, task: Task, narrow: NarrowBy | None) -> Outcome:
     """With a target, or nothing to cut or judge by: ``model`` trained. Else the smallest network that scores enough."""
-    if narrow is None or task.judge is None or task.target_macs is not None:
+    if narrow is None or task.judge is None or task.target is not None:
         return _trained(model, task)
     return _smallest(model, task, narrow)
 

@@ -7,13 +7,15 @@ larger part of what is left after replacement; to give it up for global pooling 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 from torch import nn
 
 from edgedi.transforms.exact.traced import Traced, shape_of
+from edgedi.transforms.replace.block import stand_in
+from edgedi.transforms.size import Size, Target
 from edgedi.transforms.task import SAME, Prices
 
 RATIOS = (4, 8)
@@ -27,6 +29,8 @@ class Candidate:
     name: str
     saved: Mapping[int, int]
     """MACs of one run on the example, by ratio; only ratios that save some."""
+    saved_parameters: Mapping[int, int]
+    """The same of parameters; less than 0 where a block has more of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,7 @@ class Option:
     ratio: int
     saved: int
     error: float
+    saved_parameters: int
 
 
 def candidates(traced: Traced, ratios: Sequence[int] = RATIOS) -> tuple[Candidate, ...]:
@@ -54,7 +59,8 @@ def candidates(traced: Traced, ratios: Sequence[int] = RATIOS) -> tuple[Candidat
         saved = {ratio: _saved(layer.module, ratio, before, after) for ratio in ratios}
         paying = {ratio: macs for ratio, macs in saved.items() if macs > 0}
         if paying and prod(layer.module.kernel_size) > 1:
-            found.append(Candidate(name=layer.name, saved=paying))
+            parameters = {ratio: _saved_parameters(layer.module, ratio) for ratio in paying}
+            found.append(Candidate(name=layer.name, saved=paying, saved_parameters=parameters))
     return tuple(found)
 
 
@@ -83,9 +89,46 @@ def ratios_of(options: Iterable[Option]) -> dict[str, int]:
     return {option.name: option.ratio for option in options}
 
 
-def saved_by(options: Iterable[Option]) -> int:
-    """MACs that ``options`` save together."""
-    return sum({option.name: option.saved for option in options}.values())
+def least_of(found: Sequence[Candidate], size: Size) -> Size:
+    """What is left of ``size`` where every layer gives way to the block that saves most, of each sort by itself."""
+    return replace(
+        size,
+        macs=size.macs - sum(max(candidate.saved.values()) for candidate in found),
+        parameters=size.parameters - sum(max(candidate.saved_parameters.values()) for candidate in found),
+    )
+
+
+def size_with(options: Iterable[Option], size: Size) -> Size:
+    """What is left of ``size`` where all ``options`` are taken, in their order."""
+    taken = {option.name: option for option in options}.values()
+    return replace(
+        size,
+        macs=size.macs - sum(option.saved for option in taken),
+        parameters=size.parameters - sum(option.saved_parameters for option in taken),
+    )
+
+
+def enough(order: Sequence[Option], size: Size, target: Target) -> Sequence[Option]:
+    """The first of ``order`` that bring ``size`` to ``target``, without those of them that it does not need; all where
+    that is not enough.
+
+    Those that save least for their error are the first to stay away. There may be a better choice where a target is of
+    two sorts, as an option may save much of what is no longer needed.
+    """
+    reached = (count for count in range(1, len(order)) if target.reached(size_with(order[:count], size)))
+    taken = list(order[: next(reached, len(order))])
+    for place in reversed(range(len(taken))):
+        rest = taken[:place] + taken[place + 1 :]
+        if target.reached(size_with(rest, size)):
+            taken = rest
+    return taken
+
+
+def _saved_parameters(convolution: nn.Conv2d, ratio: int) -> int:
+    own, block = (
+        sum(tensor.numel() for tensor in module.parameters()) for module in (convolution, stand_in(convolution, ratio))
+    )
+    return own - block
 
 
 def _unpadded(convolution: Any, shape: tuple[int, ...]) -> tuple[int, ...]:

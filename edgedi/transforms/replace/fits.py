@@ -62,7 +62,13 @@ def _fits_of(model: nn.Module, some: Sequence[Candidate], task: Task, known: Fit
 def options_of(found: Sequence[Candidate], fits: Fits) -> list[Option]:
     """What could be put in."""
     return [
-        Option(name=candidate.name, ratio=ratio, saved=candidate.saved[ratio], error=fitted.error)
+        Option(
+            name=candidate.name,
+            ratio=ratio,
+            saved=candidate.saved[ratio],
+            error=fitted.error,
+            saved_parameters=candidate.saved_parameters[ratio],
+        )
         for candidate in found
         for ratio, fitted in fits.get(candidate.name, {}).items()
     ]

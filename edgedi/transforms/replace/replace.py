@@ -15,11 +15,20 @@ from torch import nn
 
 from edgedi.errors import CompactionError
 from edgedi.transforms.exact.traced import trace
-from edgedi.transforms.measure import answer_of, difference, macs_of
+from edgedi.transforms.measure import answer_of, difference, macs_of, size_of
 from edgedi.transforms.recover import training
 from edgedi.transforms.recover.distil import Trained
 from edgedi.transforms.replace.block import Replace, stand_in
-from edgedi.transforms.replace.candidates import RATIOS, Candidate, Option, candidates, in_order, ratios_of, saved_by
+from edgedi.transforms.replace.candidates import (
+    RATIOS,
+    Candidate,
+    Option,
+    candidates,
+    enough,
+    in_order,
+    least_of,
+    ratios_of,
+)
 from edgedi.transforms.replace.fits import Fits, fit_all, fits_of, options_of, plain_of, with_blocks
 from edgedi.transforms.store import Slot
 from edgedi.transforms.task import Budget, Outcome, Point, Task
@@ -58,31 +67,30 @@ def replace_layers(model: nn.Module, task: Task, train: Train) -> Outcome:
     All that pay first; where the score does not hold, the first half of them, and so on: see ``in_order``. With a
     target, those that it needs, whatever they score; none where it cannot be reached.
     """
-    less = None if task.target_macs is None else macs_of(model, task.arguments) - task.target_macs
-    if task.judge is None and less is None:
+    target, size = task.target, size_of(model, task.arguments)
+    if task.judge is None and target is None:
         return Outcome(model=model, note="left alone: nothing says whether the score holds; pass validate=...")
-    if less is not None and less <= 0:
+    if target is not None and target.reached(size):
         return Outcome(model=model)
     ratios = RATIOS if task.scar_ratio is None else (task.scar_ratio,)
     found = _that_run(model, candidates(trace(model, task.arguments), ratios), task.arguments)
     if not found:
         return Outcome(model=model, note="left alone: no convolution costs less as a SCAR block")
-    most = sum(max(candidate.saved.values()) for candidate in found)
-    if less is not None and most < less:
-        left = macs_of(model, task.arguments) - most
-        after = f"the {len(found)} layers that cost less as SCAR blocks would leave {left:,} MACs"
+    if target is not None and not target.reached(least := least_of(found, size)):
+        left = " and ".join(f"{now:,} {unit}" for now, _, unit in target.against(least))
+        after = f"the {len(found)} layers that cost less as SCAR blocks would leave {left}"
         return Outcome(model=model, note=f"left alone: {after}, and that is not enough")
     slot = task.store.slot("replace")
     progress = _load(slot, model)
-    in_time = task if less is None else replace(task, budget=Budget(None))  # a target is reached, however long
+    in_time = task if target is None else replace(task, budget=Budget(None))  # a target is reached, however long
     fits = progress.fits
     if not progress.trains:  # or a run taken up, with time by its own count, would go on with other blocks
         fits = fit_all(model, found, in_time, fits, lambda some: _save(slot, replace(progress, fits=some)))
     order: Sequence[Option] = in_order(options_of(found, fits), task.prices)
     progress = replace(progress, fits=fits)
-    if less is None:
+    if target is None:
         return _largest_that_holds(model, order, progress, task, train)
-    return _asked_for(model, _enough(order, less), progress, task, train)
+    return _asked_for(model, enough(order, size, target), progress, task, train)
 
 
 def _asked_for(model: nn.Module, order: Sequence[Option], progress: Progress, task: Task, train: Train) -> Outcome:
@@ -161,12 +169,6 @@ def _that_run(model: nn.Module, found: Sequence[Candidate], arguments: tuple[Any
             return False
 
     return found if runs(found) else [candidate for candidate in found if runs([candidate])]
-
-
-def _enough(order: Sequence[Option], least: int) -> Sequence[Option]:
-    """The first of them that save ``least`` MACs; all where that is not enough."""
-    counts = (count for count in range(1, len(order)) if saved_by(order[:count]) >= least)
-    return order[: next(counts, len(order))]
 
 
 def _halves(count: int) -> Iterator[int]:

@@ -96,6 +96,25 @@ def test_it_stops_at_the_target(model: Small):
     assert widths(small)["last"][1] == 3
 
 
+def test_it_stops_at_a_target_of_parameters(model: Small):
+    ((x, _),) = validate = labelled(model)
+    whole, lines = sum(tensor.numel() for tensor in model.parameters()), list[str]()
+    small = compact(
+        model, x[:2], calibration=x, validate=validate, tolerance=0.99, method="l1", target={"parameters": 0.6},
+        steps=("prune",), progress=lines.append,
+    )  # fmt: skip
+    left = sum(tensor.numel() for tensor in small.parameters())
+    assert left == small.compaction.steps[-1].after.parameters <= 0.6 * whole
+    # Filters go in turn, those of the first layer first; as by hand, of (first, second) widths.
+    assert (widths(small)["first"][1], widths(small)["second"][1]) == (3, 2)
+    assert parameters_of(3, 2) == left
+    assert parameters_of(3, 3) > 0.6 * whole
+
+
+def parameters_of(first: int, second: int) -> int:
+    return (27 + 1) * first + (9 * first + 1) * second + (16 * second + 1) * 3
+
+
 def test_a_target_that_it_misses_is_an_error(model: Small):
     """With time over at once: a target takes as long as it needs."""
     ((x, labels),) = validate = labelled(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from edgedi.transforms.prune.moments import moments_of
 from edgedi.transforms.prune.path import find_path
 from edgedi.transforms.prune.prune import narrow_to, prune_step
 from edgedi.transforms.score import Score, judge_by_accuracy
+from edgedi.transforms.size import Target
 from edgedi.transforms.store import EVERY_S, Store
 from edgedi.transforms.task import Budget, Outcome, Task
 from tests.transforms.planted import Excited, Residual, image, randomised, widths
@@ -267,9 +268,42 @@ def test_without_any_time_one_group_is_looked_at():
 def test_a_target_is_reached_however_long_it_takes():
     model, clock, said = toy(), Clock(), list[str]()
     macs = measured(model, (inputs(2, 3, 9, 9),))[2].macs // 2
-    task = task_with(model, clock, say=said.append, budget=Budget(10.0, clock, used_s=10.0), target_macs=macs)
+    task = task_with(model, clock, say=said.append, budget=Budget(10.0, clock, used_s=10.0), target=Target(macs=macs))
     assert measured(prune_step(model, task).model, (inputs(2, 3, 9, 9),))[2].macs <= macs
     assert sum("looked at" in line for line in said) == 3
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.2])
+def test_a_target_of_parameters_gives_the_widest_network_of_the_path_that_has_no_more(
+    share: float, monkeypatch: pytest.MonkeyPatch
+):
+    paths = []
+
+    def kept(*arguments: Any, **options: Any) -> path_module.Path:
+        paths.append(find_path(*arguments, **options))
+        return paths[0]
+
+    monkeypatch.setattr("edgedi.transforms.prune.prune.find_path", kept)
+    model, x = toy(), inputs(2, 3, 9, 9)
+    step = compact(
+        model, x, calibration=inputs(32, 3, 9, 9), target={"parameters": share}, steps=("prune",)
+    ).compaction.steps[0]
+    (path,) = paths
+    sizes = [measured(path.network(i), (x,))[2] for i in range(len(path.widths))]
+    assert [path.size(i) for i in range(len(sizes))] == [replace(one, num_bytes=0) for one in sizes]
+    held = [one for one in sizes if one.parameters <= round(share * step.before.parameters)]
+    assert step.after == held[0]
+
+
+def test_both_sorts_of_a_target_are_reached():
+    model, x = toy(), inputs(2, 3, 9, 9)
+    asked = {"macs": 0.7, "parameters": 0.5}
+    step = compact(model, x, calibration=inputs(32, 3, 9, 9), target=asked, steps=("prune",)).compaction.steps[-1]
+    assert step.after.macs <= 0.7 * step.before.macs
+    assert step.after.parameters <= 0.5 * step.before.parameters
+    least = {"macs": 2 / step.before.macs, "parameters": 3 / step.before.parameters}
+    with pytest.raises(CompactionError, match=r"target is 2 MACs and 3 parameters, and prune came to [\d,]+ and \d+; "):
+        compact(model, x, calibration=inputs(32, 3, 9, 9), target=least, steps=("prune",))
 
 
 def test_killed_after_its_time_for_looking_it_looks_no_further(tmp_path: Path):
@@ -320,7 +354,7 @@ def test_killed_while_layers_are_fitted_it_fits_none_twice(tmp_path: Path, monke
     """The third layer of a network is never fitted in the first run."""
     model, clock, fitted = toy(), Clock(), list[tuple[int, ...]]()
     macs = measured(model, (inputs(2, 3, 9, 9),))[2].macs // 2
-    expected = prune_step(model, task_with(model, clock, target_macs=macs))
+    expected = prune_step(model, task_with(model, clock, target=Target(macs=macs)))
 
     def slowly(call: Any, *rest: Any) -> None:
         if len(fitted) == 2 and clock.now_s < 1000:
@@ -332,9 +366,9 @@ def test_killed_while_layers_are_fitted_it_fits_none_twice(tmp_path: Path, monke
     fit = refit_module._fit
     monkeypatch.setattr(refit_module, "_fit", slowly)
     with pytest.raises(Killed):
-        prune_step(model, task_with(model, clock, target_macs=macs, store=Store(tmp_path, clock=clock)))
+        prune_step(model, task_with(model, clock, target=Target(macs=macs), store=Store(tmp_path, clock=clock)))
     clock.now_s = 1000.0
-    found = prune_step(model, task_with(model, clock, target_macs=macs, store=Store(tmp_path, clock=clock)))
+    found = prune_step(model, task_with(model, clock, target=Target(macs=macs), store=Store(tmp_path, clock=clock)))
     assert len(fitted) == len(set(fitted)) > 3
     assert same(found, expected)
 
@@ -343,7 +377,7 @@ def test_layers_fitted_for_one_network_are_no_other_networks(tmp_path: Path, mon
     """A fit that was ended is forgotten where another network is fitted next."""
     model, clock = toy(), Clock()
     whole = measured(model, (inputs(2, 3, 9, 9),))[2].macs
-    expected = prune_step(model, task_with(model, clock, target_macs=whole // 3))
+    expected = prune_step(model, task_with(model, clock, target=Target(macs=whole // 3)))
     fit, store = refit_module._fit, Store(tmp_path, clock=clock)
 
     def until_the_last(call: Any, *rest: Any) -> None:
@@ -355,8 +389,8 @@ def test_layers_fitted_for_one_network_are_no_other_networks(tmp_path: Path, mon
     with monkeypatch.context() as patched:
         patched.setattr(refit_module, "_fit", until_the_last)
         with pytest.raises(Killed):
-            prune_step(model, task_with(model, clock, target_macs=whole // 2, store=store))
-    assert same(prune_step(model, task_with(model, clock, target_macs=whole // 3, store=store)), expected)
+            prune_step(model, task_with(model, clock, target=Target(macs=whole // 2), store=store))
+    assert same(prune_step(model, task_with(model, clock, target=Target(macs=whole // 3), store=store)), expected)
 
 
 def test_narrowing_between_trainings_looks_only_as_long_as_there_is_time():
@@ -447,7 +481,11 @@ def test_a_model_whose_widths_cannot_change_says_so_and_comes_back_simplified():
         ({"method": "l2"}, ValueError, "method is 'l2'; give 'reconstruct' or 'l1'"),
         ({"method": "l1"}, ValueError, "method='l1' drops filters until validation falls: pass validate=..."),
         ({"target": 0.5}, ValueError, r'target is 0.5; give \{"macs": 0.5\}'),
+        ({"target": {}}, ValueError, r'target is \{\}; give \{"macs": 0.5\}'),
+        ({"target": {"macs": 0.5, "bytes": 0.5}}, ValueError, r"'bytes': 0.5\}; give .*, \{\"parameters\": 0.1\} for"),
         ({"target": {"macs": 0}}, ValueError, r"target\['macs'\] is 0; give a share"),
+        ({"target": {"macs": 0.5, "parameters": True}}, ValueError, r"target\['parameters'\] is True; give a share"),
+        ({"target": {"parameters": 1.5}}, ValueError, r"target\['parameters'\] is 1.5; give a share"),
         ({"target": {"macs": 0.5}, "steps": ("simplify",)}, ValueError, "target needs the step 'prune' or 'scar'"),
         ({"steps": ("prune",), "calibration": None}, ValueError, "the step 'prune' needs data: pass calibration=..."),
     ],

@@ -22,6 +22,7 @@ from edgedi.transforms.recover.distil import Trained
 from edgedi.transforms.recover.recover import recover
 from edgedi.transforms.recover.search import MOST_TRIALS, Trial, next_macs, share_of
 from edgedi.transforms.score import Score
+from edgedi.transforms.size import Target
 from edgedi.transforms.store import EVERY_S, Store
 from edgedi.transforms.task import Budget, Outcome, Task
 from tests.transforms.planted import randomised
@@ -133,7 +134,7 @@ def test_each_trial_gets_its_share_of_the_seconds():
 def test_the_network_that_came_in_is_trained(folded: nn.Module, task_of: Callable[..., Task]):
     small = cut(folded, 2)
     weights = copy.deepcopy(small)
-    outcome = recover(small, task_of(target_macs=1), narrow_to)
+    outcome = recover(small, task_of(target=Target(macs=1)), narrow_to)
     assert accuracy(outcome.model) > accuracy(small)
     assert (outcome.edits, outcome.note, outcome.num_steps) == ((), "", 20)
     assert [(point.macs, point.score) for point in outcome.curve] == [(macs_of(small), accuracy(small))]
@@ -337,7 +338,7 @@ def test_training_data_alone_change_nothing_and_the_report_says_what_is_missing(
 
 
 def test_a_training_that_nothing_judges_is_told(folded: nn.Module, task_of: Callable[..., Task]):
-    outcome = recover(cut(folded, 2), task_of(judge=None, target_macs=1), None)
+    outcome = recover(cut(folded, 2), task_of(judge=None, target=Target(macs=1)), None)
     assert outcome.num_steps == 20
     assert outcome.note == "nothing tells whether training helped: pass validate or calibration"
 

@@ -13,8 +13,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import vgg16_bn
 
 from edgedi.transforms.exact.traced import trace
-from edgedi.transforms.replace.candidates import Candidate, Option, candidates, in_order, ratios_of, saved_by
+from edgedi.transforms.replace.candidates import (
+    Candidate,
+    Option,
+    candidates,
+    enough,
+    in_order,
+    least_of,
+    ratios_of,
+    size_with,
+)
 from edgedi.transforms.scar import Scar
+from edgedi.transforms.size import Size, Target
 
 
 def found(model: nn.Module, x: Tensor, **options: Any) -> dict[str, dict[int, int]]:
@@ -94,8 +104,8 @@ def test_the_ratio_may_be_said():
     assert [list(saved) for saved in found(nn.Sequential(nn.Conv2d(64, 64, 3)), x, ratios=(4,)).values()] == [[4]]
 
 
-def option(name: str, ratio: int, saved: int, error: float) -> Option:
-    return Option(name=name, ratio=ratio, saved=saved, error=error)
+def option(name: str, ratio: int, saved: int, error: float, parameters: int = 0) -> Option:
+    return Option(name=name, ratio=ratio, saved=saved, error=error, saved_parameters=parameters)
 
 
 def test_the_order_is_by_macs_saved_per_error_and_a_higher_ratio_counts_by_what_it_adds():
@@ -105,8 +115,8 @@ def test_the_order_is_by_macs_saved_per_error_and_a_higher_ratio_counts_by_what_
     order = in_order([c8, a8, b8, a4, b4])
     assert order == (a4, b4, b8, c8, a8)
     assert ratios_of(order[:3]) == {"a": 4, "b": 8}
-    assert saved_by(order[:3]) == 190
-    assert saved_by(order) == 120 + 90 + 150
+    assert size_with(order[:3], Size(macs=1000)) == Size(macs=810)
+    assert size_with(order, Size(macs=1000)) == Size(macs=1000 - 120 - 90 - 150)
 
 
 def test_a_higher_ratio_that_errs_less_comes_right_after_its_lower_one():
@@ -131,6 +141,62 @@ def test_every_first_part_of_the_order_is_a_choice(rows: list[tuple[str, int, in
         assert ratios_of(taken) == highest
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_parameters_that_a_block_saves_are_those_that_it_has_less(bias: bool):
+    """With the bias that it has in its layer's place."""
+    layer, x = nn.Conv2d(24, 64, 3, groups=2, bias=bias), torch.randn(1, 24, 9, 9)
+    (candidate,) = candidates(trace(nn.Sequential(layer).eval(), (x,)))
+    blocks = {m: 24 * m + m * m // 2 * 9 + m * m + m * 64 + 64 for m in (16, 8)}
+    assert dict(candidate.saved_parameters) == {4: 6912 + 64 * bias - blocks[16], 8: 6912 + 64 * bias - blocks[8]}
+    assert least_of((candidate,), Size(macs=10**6, parameters=7000)) == Size(
+        macs=10**6 - candidate.saved[8], parameters=7000 - candidate.saved_parameters[8]
+    )
+
+
+LARGE = Size(macs=1000, parameters=1000)
+sized = st.lists(
+    st.tuples(
+        st.sampled_from("abcd"), st.sampled_from((4, 8)), st.integers(1, 99), st.floats(0, 2), st.integers(0, 200)
+    ),
+    unique_by=lambda row: row[:2],
+)
+
+
+@given(sized, st.none() | st.integers(100, 1000), st.none() | st.integers(100, 1000))
+def test_what_is_enough_reaches_the_target_and_needs_all_of_itself(
+    rows: list[tuple[str, int, int, float, int]], macs: int | None, parameters: int | None
+):
+    order = in_order(option(name, r, m + 100 * (r == 8), e, p + 200 * (r == 8)) for name, r, m, e, p in rows)
+    target = Target(macs=macs, parameters=parameters)
+    taken = enough(order, LARGE, target)
+    firsts = [order[:count] for count in range(1, len(order) + 1)]
+    if not any(target.reached(size_with(first, LARGE)) for first in firsts):
+        assert list(taken) == list(order)
+        return
+    assert target.reached(size_with(taken, LARGE))
+    first = next(first for first in firsts if target.reached(size_with(first, LARGE)))
+    assert set(taken) <= set(first)
+    for one in taken:
+        rest = [other for other in taken if other != one]
+        assert not target.reached(size_with(rest, LARGE))
+
+
+def test_a_block_that_only_one_sort_needs_is_taken_for_it():
+    """``a`` saves most of both for its error, ``b`` multiplications, ``c`` parameters."""
+    a, b, c = (
+        option("a", 4, 300, 0.1, 300),
+        option("b", 4, 200, 0.2, 0),
+        option("c", 4, 50, 0.2, 400),
+    )
+    order = in_order([c, b, a])
+    assert order == (a, b, c)
+    assert enough(order, LARGE, Target(macs=700)) == [a]
+    assert enough(order, LARGE, Target(macs=500)) == [a, b]
+    assert enough(order, LARGE, Target(parameters=300)) == [a, c]
+    assert enough(order, LARGE, Target(macs=500, parameters=300)) == [a, b, c]
+    assert enough(order, LARGE, Target(parameters=600)) == [c]
+
+
 def test_a_candidate_is_a_value():
     with pytest.raises(AttributeError):
-        Candidate(name="a", saved={4: 1}).name = "b"
+        Candidate(name="a", saved={4: 1}, saved_parameters={4: 1}).name = "b"

@@ -25,6 +25,7 @@ from edgedi.transforms.replace.fit import Fitted, fit
 from edgedi.transforms.replace.replace import replace_layers
 from edgedi.transforms.scar import Scar
 from edgedi.transforms.score import Score
+from edgedi.transforms.size import Target
 from edgedi.transforms.store import Slot, Store
 from edgedi.transforms.task import Budget, Outcome, Task
 from tests.exactness import TOLERANCE, relative
@@ -181,10 +182,36 @@ def test_nothing_is_replaced_where_it_costs_more():
 
 def test_with_a_target_no_more_is_replaced_than_it_needs(model: nn.Module):
     macs = measured(model, (images(1),))[2].macs
-    assert len(replaced(replace_layers(model, task_of(model, target_macs=macs - 1), untrained))) == 1
+    assert len(replaced(replace_layers(model, task_of(model, target=Target(macs=macs - 1)), untrained))) == 1
     both = _macs_of(replace_layers(model, task_of(model), untrained).model)
-    assert len(replaced(replace_layers(model, task_of(model, target_macs=both), untrained))) == 2
-    assert replace_layers(model, task_of(model, target_macs=macs), untrained).model is model
+    assert len(replaced(replace_layers(model, task_of(model, target=Target(macs=both)), untrained))) == 2
+    assert replace_layers(model, task_of(model, target=Target(macs=macs)), untrained).model is model
+
+
+def test_with_a_target_of_parameters_no_more_is_replaced_than_it_needs(model: nn.Module):
+    """ "deep" holds two thirds of what blocks could save, of 9216 + 32 and 4608 + 32 parameters."""
+    whole = _parameters_of(model)
+    deep, wide = 9248 - (32 * 8 + 9 * 64 + 64 + 256 + 32), 4640 - (16 * 8 + 9 * 64 + 64 + 256 + 32)
+
+    def with_target(parameters: int) -> list[str]:
+        return replaced(replace_layers(model, task_of(model, target=Target(parameters=parameters)), untrained))
+
+    assert with_target(whole) == []
+    assert with_target(whole - deep) == ["deep"]
+    assert with_target(whole - deep - 1) == with_target(whole - deep - wide) == ["wide", "deep"]
+    lines: list[str] = []
+    target = Target(macs=10**6, parameters=whole - deep - wide - 1)
+    outcome = replace_layers(model, task_of(model, target=target, say=lines.append), untrained)
+    least = replace_layers(model, task_of(model), untrained).model
+    assert outcome.note == (
+        "left alone: the 2 layers that cost less as SCAR blocks would leave "
+        f"{_macs_of(least):,} MACs and {whole - deep - wide:,} parameters, and that is not enough"
+    )
+    assert lines == []
+
+
+def _parameters_of(model: nn.Module) -> int:
+    return sum(tensor.numel() for tensor in model.parameters())
 
 
 def _macs_of(model: nn.Module) -> int:
@@ -200,7 +227,7 @@ def test_a_target_is_reached_whatever_that_scores(model: nn.Module):
         return Trained(model=student, num_steps=7)
 
     options: dict[str, Any] = {
-        "target_macs": _macs_of(model) - 1,
+        "target": Target(macs=_macs_of(model) - 1),
         "narrows": True,
         "budget": Budget(50, lambda: 0.0),
         "least_score": 0.9,
@@ -230,7 +257,7 @@ def test_a_training_that_makes_it_worse_is_not_kept(model: nn.Module):
     def judge(model: nn.Module) -> Score:
         return Score(value=float(sum(float(parameter.detach().abs().sum()) for parameter in model.parameters())))
 
-    outcome = replace_layers(model, task_of(model, target_macs=_macs_of(model) - 1, judge=judge), spoil)
+    outcome = replace_layers(model, task_of(model, target=Target(macs=_macs_of(model) - 1), judge=judge), spoil)
     assert outcome.num_steps == 0
     assert judge(outcome.model).value > 0
 
@@ -238,7 +265,7 @@ def test_a_training_that_makes_it_worse_is_not_kept(model: nn.Module):
 def test_for_a_target_that_cannot_be_reached_nothing_is_fitted(model: nn.Module):
     lines: list[str] = []
     least = _macs_of(replace_layers(model, task_of(model), untrained).model)
-    outcome = replace_layers(model, task_of(model, target_macs=least - 1, say=lines.append), untrained)
+    outcome = replace_layers(model, task_of(model, target=Target(macs=least - 1), say=lines.append), untrained)
     assert outcome.model is model
     assert outcome.note == (
         f"left alone: the 2 layers that cost less as SCAR blocks would leave {least:,} MACs, and that is not enough"
@@ -250,7 +277,7 @@ def test_fits_for_a_target_take_the_time_that_they_need(model: nn.Module, monkey
     monkeypatch.setattr("edgedi.transforms.replace.fits.AT_ONCE", 1)
     both = _macs_of(replace_layers(model, task_of(model), untrained).model)
     seconds = iter([0.0, *[100.0] * 99])
-    task = task_of(model, target_macs=both, budget=Budget(50, lambda: next(seconds)))
+    task = task_of(model, target=Target(macs=both), budget=Budget(50, lambda: next(seconds)))
     assert replaced(replace_layers(model, task, untrained)) == ["wide", "deep"]
 
 
