@@ -57,7 +57,7 @@ def prices_for(shares: Mapping[str, float], prices: Prices, layers: Sequence[Lay
     be saved of each sort, of ``size``, counts as much as all that is to be saved of the other.
     """
     less = {name: 1 - share for name, share in shares.items() if share < 1}
-    if "parameters" not in less:
+    if "parameters" not in less or not size.parameters:
         return prices
     whole = sum(1 / share for share in less.values())
     macs, parameters = (1 / less[name] / whole if name in less else 0.0 for name in ("macs", "parameters"))

@@ -15,10 +15,10 @@ from edgedi import ClusterProfile
 from edgedi.partition.capture.capture import capture_model
 from edgedi.partition.cost.profile import DeviceProfile, LayerProfile
 from edgedi.transforms.compact import compact
-from edgedi.transforms.measure import measured
 from edgedi.transforms.prices import prices_for, prices_of
 from edgedi.transforms.prune.allocate import LayerCost, Steps, path_of
 from edgedi.transforms.replace.candidates import Option, in_order
+from edgedi.transforms.size import LayerSize, Size
 
 
 def two_layers() -> tuple[nn.Module, torch.Tensor]:
@@ -94,16 +94,17 @@ def test_blocks_go_first_where_multiplications_are_dear():
 # --- targets of parameters --------------------------------------------------------------------------------------------
 
 
-def wide_early_deep_late() -> tuple[nn.Module, torch.Tensor]:
-    """160 and 584 parameters, of which 144 and 576 weights; on 144 and 9 positions."""
-    model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4), nn.Conv2d(8, 8, 3, padding=1))
-    return model.eval(), torch.randn(1, 2, 12, 12)
+MACS, PARAMETERS = {"0": 144 * 144, "3": 9 * 576}, {"0": 152, "3": 584}
+"""Of a convolution of 144 weights on 144 positions, and of one of 576 on 9."""
 
 
 def prices_with(shares: dict[str, float], prices: dict[str, float]) -> dict[str, float]:
-    model, x = wide_early_deep_late()
-    _, layers, size = measured(model, (x,))
-    return dict(prices_for(shares, prices, layers, size))
+    layers = [
+        LayerSize(name=name, kind="Conv2d", width="", size=Size(parameters=PARAMETERS[name], macs=MACS[name]))
+        for name in MACS
+    ]
+    whole = Size(parameters=sum(PARAMETERS.values()), macs=sum(MACS.values()))
+    return dict(prices_for(shares, prices, layers, whole))
 
 
 @pytest.mark.parametrize("shares", [{}, {"macs": 0.3}, {"macs": 0.3, "parameters": 1.0}])
@@ -111,10 +112,15 @@ def test_where_no_parameters_are_to_go_prices_stay(shares: dict[str, float]):
     assert prices_with(shares, {"0": 2.5}) == {"0": 2.5}
 
 
+def test_a_network_without_parameters_keeps_its_prices():
+    """Its weights may be buffers."""
+    layer = LayerSize(name="0", kind="Own", width="", size=Size(macs=9, num_bytes=36))
+    assert prices_for({"parameters": 0.5}, {"0": 2.5}, (layer,), Size(macs=9)) == {"0": 2.5}
+
+
 def test_where_only_parameters_are_to_go_multiplications_are_as_dear_as_what_they_stand_for():
-    macs, parameters = {"0": 144 * 144, "3": 9 * 576}, {"0": 152, "3": 584}
-    whole = {"macs": sum(macs.values()), "parameters": sum(parameters.values())}
-    expected = {name: parameters[name] / whole["parameters"] * whole["macs"] / macs[name] for name in macs}
+    whole = {"macs": sum(MACS.values()), "parameters": sum(PARAMETERS.values())}
+    expected = {name: PARAMETERS[name] / whole["parameters"] * whole["macs"] / MACS[name] for name in MACS}
     assert prices_with({"parameters": 0.5}, {"0": 2.5}) == pytest.approx(expected)
 
 
